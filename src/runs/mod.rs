@@ -1,0 +1,4 @@
+//! Run rows: which columns exist, what a row looks like, and the SQL that reads it.
+
+pub mod columns;
+pub mod tuple;
