@@ -1,9 +1,11 @@
 //! Runwire: a realtime gateway for Trigger.dev.
 //!
-//! Data moves one way: Postgres' WAL → [`replication`] → `feed` → `http` → clients.
+//! Data moves one way: Postgres' WAL → [`replication`] → [`feed`] → `http` → clients.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod feed;
 pub mod postgres;
 pub mod replication;
 pub mod runs;
+pub mod telemetry;

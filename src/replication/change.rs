@@ -15,6 +15,9 @@ pub enum Event {
     Progress(Lsn),
     /// What was delivered before can no longer be continued.
     Reset(Reset),
+    /// The connection was made anew and the stream goes on where it was. The server may have
+    /// crashed meanwhile, and given ids of lost transactions out again.
+    Resumed,
 }
 
 /// A committed transaction with the changes that matter here; others leave it empty.
@@ -49,6 +52,8 @@ pub enum Change {
     RunDeleted(String),
     /// All runs were deleted at once.
     RunsTruncated,
+    /// The transaction was too large to be carried: anything may have changed.
+    TooLarge,
     /// A row of a table that credentials are checked against changed.
     KeysChanged,
 }

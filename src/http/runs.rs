@@ -1,0 +1,194 @@
+//! `GET /realtime/v1/runs/{runId}` (`runs-and-auth.md`, 2).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::Response;
+use axum::http::header::{HeaderMap, HeaderValue, ORIGIN};
+use tokio::time::Instant;
+
+use super::error::HttpError;
+use super::shape::{self, ShapeQuery, ShapeRequest};
+use super::{App, cors};
+use crate::auth::{Ability, Caller, Resource};
+use crate::feed::position::Position;
+use crate::feed::{Facts, Open, Outcome, Poll, RunKey};
+use crate::runs::columns::ColumnSet;
+use crate::telemetry;
+
+/// The API version from which on clients know every status.
+const CURRENT_API_VERSION: &[u8] = b"2025-07-16";
+
+/// A run's feed: the whole row, or what came after the client's offset.
+pub async fn run(
+    State(app): State<Arc<App>>,
+    Path(run_id): Path<String>,
+    request: Request,
+) -> Response<Body> {
+    // Two futures, so that the request's headers and buffers are gone while a poll is held.
+    match admit(app.clone(), run_id, request).await {
+        Ok(Admitted { shape, work: Work::Open { open, ability }, origin }) => {
+            let friendly_id = Arc::clone(&open.run.friendly_id);
+            let opens = |facts: &Facts| may_read(&ability, &friendly_id, facts);
+            finish(shape, app.runs.open(open, opens).await, origin)
+        }
+        Ok(Admitted { shape, work: Work::Poll(poll), origin }) => {
+            let held = poll.hold_until.map(|_| HoldGauge::enter());
+            let outcome = app.runs.poll(*poll).await;
+            drop(held);
+            finish(shape, outcome, origin)
+        }
+        Err(response) => *response,
+    }
+}
+
+struct Admitted {
+    shape: ShapeRequest,
+    work: Work,
+    origin: Option<HeaderValue>,
+}
+
+enum Work {
+    Open { open: Open, ability: Arc<Ability> },
+    Poll(Box<Poll>),
+}
+
+/// Everything before the wait: who asks, for what, and whether they may.
+async fn admit(
+    app: Arc<App>,
+    run_id: String,
+    request: Request,
+) -> Result<Admitted, Box<Response<Body>>> {
+    let origin = request.headers().get(ORIGIN).cloned();
+    match try_admit(&app, run_id, &request).await {
+        Ok((shape, work)) => Ok(Admitted { shape, work, origin }),
+        Err(error) => Err(Box::new(refuse(&error, origin))),
+    }
+}
+
+async fn try_admit(
+    app: &App,
+    run_id: String,
+    request: &Request,
+) -> Result<(ShapeRequest, Work), HttpError> {
+    let headers = request.headers();
+    let caller = app.door.admit(headers).await?;
+    let query = ShapeQuery::parse(request.uri().query().unwrap_or_default());
+    let columns = columns(&caller, &query);
+    let shape = ShapeRequest { live: query.live, columns };
+    let old_statuses = knows_old_statuses_only(headers);
+    let run = RunKey {
+        environment: Arc::clone(&caller.environment_id),
+        friendly_id: run_id.into(),
+    };
+    let offset = query.offset.as_deref().unwrap_or("-1");
+    let handle = query.handle.as_deref().map(str::to_owned);
+    let Some(handle) = handle.filter(|_| offset != "-1") else {
+        let handle = query.handle.map(|handle| handle.into_owned());
+        let open = Open { run, columns, old_statuses, handle };
+        return Ok((shape, Work::Open { open, ability: Arc::clone(&caller.ability) }));
+    };
+    may_follow(app, &caller, &run).await?;
+    let poll = Poll {
+        run,
+        columns,
+        old_statuses,
+        handle,
+        // What is no offset of ours lies before everything that is held, and is answered by a 409.
+        after: offset.parse().unwrap_or_default(),
+        hold_until: query.live.then(|| hold_until(app, &caller)),
+    };
+    Ok((shape, Work::Poll(Box::new(poll))))
+}
+
+/// Who holds a handle has been told that the run exists; what the scopes say of it is asked anew.
+async fn may_follow(app: &App, caller: &Caller, run: &RunKey) -> Result<(), HttpError> {
+    let named = [Resource::one("runs", &run.friendly_id)];
+    if caller.ability.can("read", &named) {
+        return Ok(());
+    }
+    let opens = |facts: &Facts| may_read(&caller.ability, &run.friendly_id, facts);
+    match app.runs.may_follow(run, opens).await {
+        Ok(Some(true)) => Ok(()),
+        Ok(Some(false)) => Err(HttpError::Forbidden),
+        Ok(None) => Err(HttpError::NotFound { retry: false }),
+        Err(_) => Err(HttpError::Unavailable),
+    }
+}
+
+/// `runs-and-auth.md`, 13.1: a run may be named by itself, its task, its tags or its batch.
+fn may_read(ability: &Ability, friendly_id: &str, facts: &Facts) -> bool {
+    let mut resources =
+        vec![Resource::one("runs", friendly_id), Resource::one("tasks", &facts.task)];
+    resources.extend(facts.tags.iter().map(|tag| Resource::one("tags", tag)));
+    resources.extend(facts.batch.as_deref().map(|batch| Resource::one("batch", batch)));
+    ability.can("read", &resources)
+}
+
+/// The token's claim wins over the query, also when it is empty.
+fn columns(caller: &Caller, query: &ShapeQuery<'_>) -> ColumnSet {
+    match (&caller.skip_columns, &query.skip_columns) {
+        (Some(claim), _) => ColumnSet::without(claim.iter().map(AsRef::as_ref)),
+        (None, Some(list)) => ColumnSet::without(list.split(',')),
+        (None, None) => ColumnSet::EXPOSED,
+    }
+}
+
+fn knows_old_statuses_only(headers: &HeaderMap) -> bool {
+    headers.get("x-trigger-api-version").is_none_or(|v| v.as_bytes() != CURRENT_API_VERSION)
+}
+
+/// The hold, spread by ±15 % so that polls do not end together, and never beyond the token's life.
+fn hold_until(app: &App, caller: &Caller) -> Instant {
+    let hold = app.hold.mul_f64(rand::random_range(0.85..1.15));
+    let left = caller.expires_at.map_or(Duration::MAX, |expiry| {
+        expiry.duration_since(SystemTime::now()).unwrap_or_default()
+    });
+    Instant::now() + hold.min(left)
+}
+
+fn finish(shape: ShapeRequest, outcome: Outcome, origin: Option<HeaderValue>) -> Response<Body> {
+    match outcome {
+        Outcome::Answer(answer) => {
+            if let Some(committed_at) = answer.committed_at {
+                record_delivery(committed_at);
+            }
+            shape::answer(shape, answer)
+        }
+        Outcome::MustRefetch(handle) => shape::must_refetch(handle),
+        Outcome::NotFound => refuse(&HttpError::NotFound { retry: false }, origin),
+        Outcome::Forbidden => refuse(&HttpError::Forbidden, origin),
+        Outcome::Unavailable => refuse(&HttpError::Unavailable, origin),
+    }
+}
+
+fn refuse(error: &HttpError, origin: Option<HeaderValue>) -> Response<Body> {
+    let mut response = error.response();
+    cors::on_refusal(origin, response.headers_mut());
+    response
+}
+
+fn record_delivery(committed_at: i64) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let passed = now.as_micros() as i64 - committed_at;
+    metrics::counter!(telemetry::DELIVERIES, "feed" => "run").increment(1);
+    metrics::histogram!(telemetry::DELIVERY_LATENCY).record(passed.max(0) as f64 / 1e6);
+}
+
+/// Counts a held poll for as long as it lives, however it ends.
+struct HoldGauge;
+
+impl HoldGauge {
+    fn enter() -> Self {
+        metrics::gauge!(telemetry::HOLDS).increment(1.0);
+        HoldGauge
+    }
+}
+
+impl Drop for HoldGauge {
+    fn drop(&mut self) {
+        metrics::gauge!(telemetry::HOLDS).decrement(1.0);
+    }
+}

@@ -1,0 +1,139 @@
+//! The shape protocol over HTTP: its query parameters and its three families of headers
+//! (`runs-and-auth.md`, 3.1 and 5.1).
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use axum::body::Body;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use axum::http::{Response, StatusCode};
+use bytes::Bytes;
+
+use super::cors;
+use crate::feed::Answer;
+use crate::feed::wire;
+use crate::runs::columns::ColumnSet;
+
+/// The protocol's parameters of one request. Of a repeated one the first counts; unknown ones,
+/// `where`, `table` and `columns` among them, mean nothing here.
+#[derive(Debug, Default)]
+pub struct ShapeQuery<'a> {
+    /// `handle`, or `shape_id` as old clients call it.
+    pub handle: Option<Cow<'a, str>>,
+    /// `offset`.
+    pub offset: Option<Cow<'a, str>>,
+    /// `live=true`.
+    pub live: bool,
+    /// `skipColumns`, as sent.
+    pub skip_columns: Option<Cow<'a, str>>,
+}
+
+impl<'a> ShapeQuery<'a> {
+    /// Reads a query string. Whatever it holds is no error.
+    pub fn parse(query: &'a str) -> Self {
+        let (mut handle, mut shape_id) = (None, None);
+        let mut found = ShapeQuery::default();
+        let mut live = None;
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "handle" => handle = handle.or(Some(value)),
+                "shape_id" => shape_id = shape_id.or(Some(value)),
+                "offset" => found.offset = found.offset.or(Some(value)),
+                "live" => live = live.or(Some(value == "true")),
+                "skipColumns" => found.skip_columns = found.skip_columns.or(Some(value)),
+                _ => {}
+            }
+        }
+        found.live = live.unwrap_or(false);
+        found.handle = handle.or(shape_id).filter(|handle| !handle.is_empty());
+        found
+    }
+}
+
+/// What the headers of an answer depend on besides the answer.
+#[derive(Clone, Copy, Debug)]
+pub struct ShapeRequest {
+    /// Whether the request said `live=true`.
+    pub live: bool,
+    /// The columns that the client receives.
+    pub columns: ColumnSet,
+}
+
+/// An answer with rows, or with the news that nothing is new.
+pub fn answer(request: ShapeRequest, answer: Answer) -> Response<Body> {
+    let mut response = Response::new(Body::from(answer.body));
+    let headers = response.headers_mut();
+    headers.reserve(18);
+    feed_headers(headers);
+    // Neither a handle nor a number can hold what a header must not.
+    if let Ok(handle) = HeaderValue::from_maybe_shared(Bytes::from(answer.handle)) {
+        put(headers, HANDLE, handle);
+    }
+    if let Ok(offset) = HeaderValue::try_from(answer.offset.to_string()) {
+        put(headers, OFFSET, offset);
+    }
+    if request.live {
+        put(headers, CURSOR, HeaderValue::from(answer.offset.lsn.0));
+    } else {
+        put(headers, SCHEMA, schema(request.columns));
+    }
+    put(headers, UP_TO_DATE, HeaderValue::from_static(""));
+    response
+}
+
+/// Tells the client to drop what it has and start again under a new handle.
+pub fn must_refetch(handle: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(wire::MUST_REFETCH));
+    *response.status_mut() = StatusCode::CONFLICT;
+    let headers = response.headers_mut();
+    feed_headers(headers);
+    if let Ok(handle) = HeaderValue::from_maybe_shared(Bytes::from(handle)) {
+        put(headers, HANDLE, handle);
+    }
+    response
+}
+
+const HANDLE: &[&str] = &["electric-handle", "electric-shape-id", "x-electric-shape-id"];
+const OFFSET: &[&str] =
+    &["electric-offset", "electric-chunk-last-offset", "x-electric-chunk-last-offset"];
+const SCHEMA: &[&str] = &["electric-schema", "x-electric-schema"];
+const CURSOR: &[&str] = &["electric-cursor", "electric-next-cursor"];
+const UP_TO_DATE: &[&str] = &["electric-up-to-date", "electric-chunk-up-to-date"];
+
+fn feed_headers(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    cors::on_feed(headers);
+}
+
+fn put(headers: &mut HeaderMap, names: &'static [&'static str], value: HeaderValue) {
+    for name in names {
+        headers.insert(*name, value.clone());
+    }
+}
+
+fn schema(columns: ColumnSet) -> HeaderValue {
+    static FULL: LazyLock<HeaderValue> = LazyLock::new(|| render_schema(ColumnSet::EXPOSED));
+    if columns == ColumnSet::EXPOSED { FULL.clone() } else { render_schema(columns) }
+}
+
+fn render_schema(columns: ColumnSet) -> HeaderValue {
+    // Column names are plain ASCII.
+    HeaderValue::try_from(wire::schema(columns)).unwrap_or(HeaderValue::from_static("{}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_a_repeated_parameter_counts_and_handle_goes_before_shape_id() {
+        let query = ShapeQuery::parse("shape_id=old&offset=1_0&handle=new&offset=2_0&live=true&where=x");
+        assert_eq!(query.handle.as_deref(), Some("new"));
+        assert_eq!(query.offset.as_deref(), Some("1_0"));
+        assert!(query.live);
+        assert!(!ShapeQuery::parse("live=1").live);
+        assert_eq!(ShapeQuery::parse("shape_id=old").handle.as_deref(), Some("old"));
+        assert_eq!(ShapeQuery::parse("handle=").handle, None);
+    }
+}

@@ -1,0 +1,92 @@
+//! Every metric, defined once, and the set-up of logs.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+macro_rules! metric_names {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        $($(#[$doc])* pub const $name: &str = $text;)*
+    };
+}
+
+metric_names! {
+    /// Connections open now, by listener.
+    CONNECTIONS = "runwire_connections";
+    /// Connections refused at the limit.
+    CONNECTIONS_REFUSED = "runwire_connections_refused_total";
+    /// Long-polls held now.
+    HOLDS = "runwire_holds";
+    /// Row changes decoded from the stream.
+    CHANGES = "runwire_changes_decoded_total";
+    /// Answers that carried a change, by feed.
+    DELIVERIES = "runwire_deliveries_total";
+    /// From the commit to the answer being handed to the socket, in seconds.
+    DELIVERY_LATENCY = "runwire_commit_to_socket_seconds";
+    /// Answers that told a client to start again.
+    REFETCHES = "runwire_must_refetch_total";
+    /// Snapshots answered from memory.
+    SNAPSHOTS_FROM_MEMORY = "runwire_snapshots_from_memory_total";
+    /// Snapshot queries sent to the database.
+    SNAPSHOT_QUERIES = "runwire_snapshot_queries_total";
+    /// Snapshot queries that had to be repeated, since they did not show what the window had forgotten.
+    SNAPSHOT_REPEATS = "runwire_snapshot_repeats_total";
+    /// How far the stream is behind the server's durable log, in bytes.
+    LAG_BYTES = "runwire_replication_lag_bytes";
+    /// For how long the stream has been behind, in seconds.
+    LAG_SECONDS = "runwire_replication_lag_seconds";
+    /// WAL that the slot makes the server keep, in bytes.
+    RETAINED_WAL = "runwire_slot_retained_wal_bytes";
+    /// Whether the slot is attached.
+    ATTACHED = "runwire_replication_attached";
+    /// How often the stream had to start anew.
+    RESETS = "runwire_replication_resets_total";
+    /// Memory that the window takes, in bytes.
+    WINDOW_BYTES = "runwire_window_bytes";
+    /// Changes in the window.
+    WINDOW_CHANGES = "runwire_window_changes";
+    /// Feeds that somebody waits on now.
+    WAITED_TOPICS = "runwire_waited_topics";
+}
+
+/// Installs the metrics recorder of this process and describes every metric.
+///
+/// The handle renders them in Prometheus' text form. Called a second time in a process (as tests
+/// do) the metrics of that call go nowhere, and only the first handle sees any.
+pub fn install_metrics() -> PrometheusHandle {
+    let buckets =
+        [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 30.0];
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(DELIVERY_LATENCY.to_owned()), &buckets)
+        .unwrap_or_else(|_| PrometheusBuilder::new()) // fails only for an empty list
+        .build_recorder();
+    let handle = recorder.handle();
+    // An error means that there is a recorder already.
+    let _ = metrics::set_global_recorder(recorder);
+    describe();
+    handle
+}
+
+fn describe() {
+    describe_gauge!(CONNECTIONS, "Connections open now, by listener");
+    describe_counter!(CONNECTIONS_REFUSED, "Connections refused at the limit");
+    describe_gauge!(HOLDS, "Long-polls held now");
+    describe_counter!(CHANGES, "Row changes decoded from the stream");
+    describe_counter!(DELIVERIES, "Answers that carried a change, by feed");
+    describe_histogram!(
+        DELIVERY_LATENCY,
+        Unit::Seconds,
+        "From the commit to the answer being handed to the socket"
+    );
+    describe_counter!(REFETCHES, "Answers that told a client to start again");
+    describe_counter!(SNAPSHOTS_FROM_MEMORY, "Snapshots answered from memory");
+    describe_counter!(SNAPSHOT_QUERIES, "Snapshot queries sent to the database");
+    describe_counter!(SNAPSHOT_REPEATS, "Snapshot queries that had to be repeated");
+    describe_gauge!(LAG_BYTES, Unit::Bytes, "How far the stream is behind the durable log");
+    describe_gauge!(LAG_SECONDS, Unit::Seconds, "For how long the stream has been behind");
+    describe_gauge!(RETAINED_WAL, Unit::Bytes, "WAL that the slot makes the server keep");
+    describe_gauge!(ATTACHED, "Whether the slot is attached");
+    describe_counter!(RESETS, "How often the stream had to start anew");
+    describe_gauge!(WINDOW_BYTES, Unit::Bytes, "Memory that the window takes");
+    describe_gauge!(WINDOW_CHANGES, "Changes in the window");
+    describe_gauge!(WAITED_TOPICS, "Feeds that somebody waits on now");
+}
