@@ -1,11 +1,14 @@
 //! Runwire: a realtime gateway for Trigger.dev.
 //!
-//! Data moves one way: Postgres' WAL → [`replication`] → [`feed`] → `http` → clients.
+//! Data moves one way: Postgres' WAL → [`replication`] → [`feed`] → [`http`] → clients.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod auth;
 pub mod feed;
+pub mod http;
 pub mod postgres;
+pub mod readiness;
 pub mod replication;
 pub mod runs;
 pub mod telemetry;

@@ -7,13 +7,13 @@ use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::Response;
 use axum::http::header::{HeaderMap, HeaderValue, ORIGIN};
+use axum::http::request::Parts;
 use tokio::time::Instant;
 
 use super::error::HttpError;
 use super::shape::{self, ShapeQuery, ShapeRequest};
 use super::{App, cors};
 use crate::auth::{Ability, Caller, Resource};
-use crate::feed::position::Position;
 use crate::feed::{Facts, Open, Outcome, Poll, RunKey};
 use crate::runs::columns::ColumnSet;
 use crate::telemetry;
@@ -28,7 +28,8 @@ pub async fn run(
     request: Request,
 ) -> Response<Body> {
     // Two futures, so that the request's headers and buffers are gone while a poll is held.
-    match admit(app.clone(), run_id, request).await {
+    let (head, _) = request.into_parts();
+    match admit(app.clone(), run_id, head).await {
         Ok(Admitted { shape, work: Work::Open { open, ability }, origin }) => {
             let friendly_id = Arc::clone(&open.run.friendly_id);
             let opens = |facts: &Facts| may_read(&ability, &friendly_id, facts);
@@ -59,10 +60,10 @@ enum Work {
 async fn admit(
     app: Arc<App>,
     run_id: String,
-    request: Request,
+    head: Parts,
 ) -> Result<Admitted, Box<Response<Body>>> {
-    let origin = request.headers().get(ORIGIN).cloned();
-    match try_admit(&app, run_id, &request).await {
+    let origin = head.headers.get(ORIGIN).cloned();
+    match try_admit(&app, run_id, &head).await {
         Ok((shape, work)) => Ok(Admitted { shape, work, origin }),
         Err(error) => Err(Box::new(refuse(&error, origin))),
     }
@@ -71,11 +72,11 @@ async fn admit(
 async fn try_admit(
     app: &App,
     run_id: String,
-    request: &Request,
+    head: &Parts,
 ) -> Result<(ShapeRequest, Work), HttpError> {
-    let headers = request.headers();
+    let headers = &head.headers;
     let caller = app.door.admit(headers).await?;
-    let query = ShapeQuery::parse(request.uri().query().unwrap_or_default());
+    let query = ShapeQuery::parse(head.uri.query().unwrap_or_default());
     let columns = columns(&caller, &query);
     let shape = ShapeRequest { live: query.live, columns };
     let old_statuses = knows_old_statuses_only(headers);

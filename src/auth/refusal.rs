@@ -1,0 +1,50 @@
+//! Why somebody is not let in, in the words of the contract.
+
+/// A refusal, as the contract tells clients of it (`runs-and-auth.md` 15).
+///
+/// `http` gives it a status. It never says more than the client may know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// No `Authorization`, or a blank one. 401.
+    MissingKey,
+    /// An API key that opens nothing, or a token that is no public access token. 401.
+    InvalidKey,
+    /// A preview environment's key came without a branch. 401.
+    BranchRequired,
+    /// The environment has no such branch, or it is archived. 401.
+    NoMatchingBranch,
+    /// A public access token that names no environment of a living project. 401.
+    InvalidPublicAccessToken,
+    /// A public access token that is expired, forged, or made for somebody else. 401.
+    PublicAccessTokenIsInvalid,
+    /// The credential is good, its scopes do not grant this. 403. [`super::Door`] itself never says
+    /// so: what a request touches is known later.
+    Forbidden,
+    /// Nobody can tell at present, since the database does not answer in time. 503 with
+    /// `Retry-After`: a good credential must not look bad because of us.
+    Unavailable,
+}
+
+impl Refusal {
+    /// The `error` member of the body, word for word.
+    pub const fn message(&self) -> &'static str {
+        match self {
+            Self::MissingKey => "Invalid or Missing API key",
+            Self::InvalidKey => "Invalid API key",
+            Self::BranchRequired => "x-trigger-branch header required for preview env",
+            Self::NoMatchingBranch => "No matching branch env",
+            Self::InvalidPublicAccessToken => "Invalid Public Access Token",
+            Self::PublicAccessTokenIsInvalid => "Public Access Token is invalid",
+            Self::Forbidden => "Unauthorized",
+            Self::Unavailable => "Service Unavailable",
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.message())
+    }
+}
+
+impl std::error::Error for Refusal {}

@@ -1,0 +1,49 @@
+//! The way to the database, with its limits.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::refusal::Refusal;
+
+/// The database behind the door, and how hard it may be leant on.
+pub(super) struct Registry {
+    pub pool: PgPool,
+    turns: Semaphore,
+    places: Semaphore,
+    deadline: Duration,
+}
+
+impl Registry {
+    /// At most `at_once` look-ups run and `waiting` more wait; each has until `deadline`.
+    pub fn new(pool: PgPool, at_once: usize, waiting: usize, deadline: Duration) -> Self {
+        let places = Semaphore::new(at_once.saturating_add(waiting).min(Semaphore::MAX_PERMITS));
+        Self { pool, turns: Semaphore::new(at_once), places, deadline }
+    }
+
+    /// Runs one look-up in its turn. Whatever goes wrong is ours, not the credential's.
+    pub async fn ask<T>(
+        &self,
+        query: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, Refusal> {
+        let _place = self.places.try_acquire().map_err(|_| Refusal::Unavailable)?;
+        let answer = timeout(self.deadline, async {
+            let _turn = self.turns.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            query.await
+        });
+        match answer.await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(error)) => {
+                // The kind alone: an error's own text may quote the values that were bound.
+                let code = error.as_database_error().and_then(|error| error.code());
+                tracing::warn!(code = code.as_deref(), "a key could not be looked up");
+                Err(Refusal::Unavailable)
+            }
+            Err(_) => {
+                tracing::warn!(deadline = ?self.deadline, "looking up a key took too long");
+                Err(Refusal::Unavailable)
+            }
+        }
+    }
+}
