@@ -1,1 +1,116 @@
-fn main() {}
+//! The command line.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use runwire::config::{ServeArgs, SlotArgs};
+use runwire::replication::SetupError;
+use runwire::server::{Server, StartError};
+use runwire::{dev, replication, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Held polls are small and many; this allocator keeps their pages apart and gives them back.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// A realtime gateway for Trigger.dev: Postgres' write-ahead log to the clients you already have.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the run feeds of a Trigger.dev database
+    Serve(Box<ServeArgs>),
+    /// Try it: a throw-away Postgres, simulated runs and the gateway, all gone at Ctrl-C
+    Dev(dev::DevArgs),
+    /// Look after the replication slot
+    #[command(subcommand)]
+    Slot(SlotCommand),
+}
+
+#[derive(Subcommand)]
+enum SlotCommand {
+    /// Remove the slot and the publication, so that Postgres keeps nothing for Runwire
+    Drop(SlotArgs),
+}
+
+/// What went wrong is the settings, or what they name.
+const EXIT_SETTINGS: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    telemetry::install_logs();
+    // Before anything makes a TLS connection: libraries in here would choose different ones.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &error),
+    };
+    runtime.block_on(async {
+        match cli.command {
+            Command::Serve(args) => serve(&args).await,
+            Command::Dev(args) => match dev::run(args).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(1, &error),
+            },
+            Command::Slot(SlotCommand::Drop(args)) => drop_slot(&args).await,
+        }
+    })
+}
+
+async fn serve(args: &ServeArgs) -> ExitCode {
+    let settings = match args.settings() {
+        Ok(settings) => settings,
+        Err(error) => return fail(EXIT_SETTINGS, &error),
+    };
+    // Asked for before the start, so that a signal during it is not lost.
+    let stop = async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        std::io::Result::Ok(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+    };
+    let stop = match stop.await {
+        Ok(stop) => stop,
+        Err(error) => return fail(1, &error),
+    };
+    let server = match Server::start(settings).await {
+        Ok(server) => server,
+        Err(error @ (StartError::Listen(..) | StartError::Setup(SetupError::Wrong(_)))) => {
+            return fail(EXIT_SETTINGS, &error);
+        }
+        Err(error) => return fail(1, &error),
+    };
+    tracing::info!(clients = %server.address, operators = %server.admin_address, "listening");
+    stop.await;
+    tracing::info!("draining");
+    server.stop().await;
+    ExitCode::SUCCESS
+}
+
+async fn drop_slot(args: &SlotArgs) -> ExitCode {
+    let settings = match args.settings() {
+        Ok(settings) => settings,
+        Err(error) => return fail(EXIT_SETTINGS, &error),
+    };
+    match replication::drop_slot(&settings).await {
+        Ok(done) => {
+            println!("{done}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(1, &error),
+    }
+}
+
+fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("runwire: {error}");
+    ExitCode::from(code)
+}

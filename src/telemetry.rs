@@ -90,3 +90,18 @@ fn describe() {
     describe_gauge!(WINDOW_CHANGES, "Changes in the window");
     describe_gauge!(WAITED_TOPICS, "Feeds that somebody waits on now");
 }
+
+/// Starts the log: lines for people on a terminal, JSON elsewhere, at `RUNWIRE_LOG` (default `info`).
+pub fn install_logs() {
+    use std::io::IsTerminal as _;
+    use tracing_subscriber::EnvFilter;
+
+    let filter = EnvFilter::try_from_env("RUNWIRE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // An error means that a log was started before.
+    let _ = if std::io::stderr().is_terminal() {
+        log.try_init().map_err(drop)
+    } else {
+        log.json().try_init().map_err(drop)
+    };
+}

@@ -16,3 +16,6 @@ pub mod wire;
 pub use run::{Answer, Facts, Outcome, Poll, RunFeeds, RunKey};
 pub use snapshot::Open;
 pub use window::{Feed, Limits};
+
+#[cfg(test)]
+mod tests;

@@ -292,6 +292,12 @@ impl Window {
         })
     }
 
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        let nothing = self.changes.is_empty() && self.transactions.is_empty();
+        nothing && self.postings.is_empty() && self.runs.is_empty() && self.bytes == 0
+    }
+
     fn record(&self, number: u64) -> &Record {
         &self.changes[(number - self.first) as usize]
     }

@@ -1,0 +1,191 @@
+//! Settings: one struct per area. `--help`, the environment and the operations page come from here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+
+use crate::feed::Limits;
+use crate::postgres::ConnectionUrl;
+use crate::replication;
+use crate::server;
+
+/// A setting that is missing or wrong, in one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{setting}: {problem}")]
+pub struct SettingError {
+    setting: &'static str,
+    problem: String,
+}
+
+/// Everything that `runwire serve` can be told.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    replication: ReplicationArgs,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    feed: FeedArgs,
+}
+
+/// Where the database is.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Database")]
+pub struct DatabaseArgs {
+    /// Trigger.dev's database, the primary. TLS by `sslmode`; parameters that only Prisma knows are ignored
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// The same database without a pooler in between, as Prisma knows it
+    #[arg(long, env = "DIRECT_URL", value_name = "URL", hide_env_values = true)]
+    pub direct_url: Option<String>,
+    /// Where replication connects, if that is neither DIRECT_URL nor DATABASE_URL
+    #[arg(long, env = "RUNWIRE_REPLICATION_URL", value_name = "URL", hide_env_values = true)]
+    pub replication_url: Option<String>,
+    /// Connections for snapshots and credentials
+    #[arg(long, env = "RUNWIRE_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N")]
+    pub database_connections: u32,
+}
+
+/// How the write-ahead log is read.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Replication")]
+pub struct ReplicationArgs {
+    /// The replication slot
+    #[arg(long, env = "RUNWIRE_SLOT", default_value = "runwire", value_name = "NAME")]
+    pub slot: String,
+    /// Whether the slot outlives this process. `auto` keeps one only where the server bounds what a
+    /// slot may retain (max_slot_wal_keep_size, idle_replication_slot_timeout)
+    #[arg(long, env = "RUNWIRE_SLOT_KIND", default_value = "auto", value_name = "KIND")]
+    pub slot_kind: SlotKindArg,
+    /// The publication; created if it is missing and the role may
+    #[arg(long, env = "RUNWIRE_PUBLICATION", default_value = "runwire", value_name = "NAME")]
+    pub publication: String,
+    /// Raise it to make every client start again, as after a change of the data behind Postgres' back
+    #[arg(long, env = "RUNWIRE_EPOCH", default_value_t = 0, value_name = "N")]
+    pub epoch: u32,
+}
+
+/// See [`ReplicationArgs::slot_kind`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SlotKindArg {
+    /// Permanent where the server bounds it, else temporary.
+    Auto,
+    /// Goes with the connection.
+    Temporary,
+    /// Outlives the process; the operator watches what it retains.
+    Permanent,
+}
+
+/// Where clients and operators connect.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Addresses")]
+pub struct ListenArgs {
+    /// Where clients connect
+    #[arg(long, env = "RUNWIRE_LISTEN", default_value = "127.0.0.1:3040", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Where operators and probes connect: /healthz, /readyz, /metrics
+    #[arg(long, env = "RUNWIRE_ADMIN_LISTEN", default_value = "127.0.0.1:3041", value_name = "ADDRESS")]
+    pub admin_listen: SocketAddr,
+    /// Connections that are served at once; more are closed and counted
+    #[arg(long, env = "RUNWIRE_MAX_CONNECTIONS", default_value_t = 100_000, value_name = "N")]
+    pub max_connections: usize,
+    /// Where Runwire keeps what it must not lose. Nothing yet
+    #[arg(long, env = "RUNWIRE_DATA_DIR", default_value = "./runwire-data", value_name = "DIR")]
+    pub data_dir: PathBuf,
+}
+
+/// How much is remembered, and how long polls are held.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Feeds")]
+pub struct FeedArgs {
+    /// How long a change is kept in memory, so that a client that was away goes on from its offset
+    #[arg(long, env = "RUNWIRE_WINDOW", default_value = "2min", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub window: Duration,
+    /// How much memory the kept changes and their runs may take; the oldest go first
+    #[arg(long, env = "RUNWIRE_WINDOW_BYTES", default_value = "256MiB", value_name = "SIZE")]
+    pub window_bytes: ByteSize,
+    /// How long a poll is held when nothing is new, spread by ±15 %
+    #[arg(long, env = "RUNWIRE_HOLD", default_value = "20s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub hold: Duration,
+}
+
+impl DatabaseArgs {
+    fn sql_url(&self) -> Result<ConnectionUrl, SettingError> {
+        match &self.database_url {
+            Some(url) => read_url("DATABASE_URL", url),
+            None => Err(SettingError {
+                setting: "DATABASE_URL",
+                problem: "is not set; it names Trigger.dev's Postgres, as postgresql://user:password@host:5432/database".into(),
+            }),
+        }
+    }
+
+    fn replication_url(&self) -> Result<ConnectionUrl, SettingError> {
+        match (&self.replication_url, &self.direct_url) {
+            (Some(url), _) => read_url("RUNWIRE_REPLICATION_URL", url),
+            (None, Some(url)) => read_url("DIRECT_URL", url),
+            (None, None) => self.sql_url(),
+        }
+    }
+}
+
+fn read_url(setting: &'static str, url: &str) -> Result<ConnectionUrl, SettingError> {
+    ConnectionUrl::parse(url).map_err(|error| SettingError { setting, problem: error.to_string() })
+}
+
+/// What `runwire slot` needs of the settings.
+#[derive(Args, Clone, Debug)]
+pub struct SlotArgs {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    replication: ReplicationArgs,
+}
+
+impl SlotArgs {
+    /// The replication settings, or what is wrong with them.
+    pub fn settings(&self) -> Result<replication::Settings, SettingError> {
+        Ok(self.replication.settings(self.database.replication_url()?, usize::MAX))
+    }
+}
+
+impl ReplicationArgs {
+    fn settings(&self, url: ConnectionUrl, max_tx_bytes: usize) -> replication::Settings {
+        let slot_kind = match self.slot_kind {
+            SlotKindArg::Auto => replication::SlotKind::Auto,
+            SlotKindArg::Temporary => replication::SlotKind::Temporary,
+            SlotKindArg::Permanent => replication::SlotKind::Permanent,
+        };
+        replication::Settings {
+            slot_kind,
+            max_tx_bytes,
+            epoch_counter: self.epoch,
+            ..replication::Settings::new(url, self.slot.clone(), self.publication.clone())
+        }
+    }
+}
+
+impl ServeArgs {
+    /// The server's settings, or what is wrong with them.
+    pub fn settings(&self) -> Result<server::Settings, SettingError> {
+        let window_bytes = usize::try_from(self.feed.window_bytes.as_u64()).unwrap_or(usize::MAX);
+        Ok(server::Settings {
+            listen: self.listen.listen,
+            admin_listen: self.listen.admin_listen,
+            max_connections: self.listen.max_connections,
+            sql_url: self.database.sql_url()?,
+            database_connections: self.database.database_connections,
+            // A transaction that would not leave room for anything else is not carried.
+            replication: self
+                .replication
+                .settings(self.database.replication_url()?, window_bytes / 2),
+            window: Limits { age: self.feed.window, bytes: window_bytes },
+            hold: self.feed.hold,
+        })
+    }
+}

@@ -1,0 +1,235 @@
+//! Builds the parts, binds the addresses, and drains.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::{self, Door};
+use crate::feed::{Feed, Limits, RunFeeds};
+use crate::http::{self, App, listen, ops::Ops};
+use crate::postgres::ConnectionUrl;
+use crate::readiness::{Lag, Readiness};
+use crate::replication::change::{Event, Marks};
+use crate::replication::{self, SetupError, Source};
+use crate::runs::store::RunStore;
+use crate::telemetry;
+
+/// How often the server's state is looked at once the stream is caught up.
+const TICK: Duration = Duration::from_secs(1);
+/// The same before that, so that a start is not slowed down by it.
+const EAGER_TICK: Duration = Duration::from_millis(25);
+/// How many ticks pass between looks at what the slot retains.
+const RETAINED_EVERY: u32 = 10;
+/// A stream further behind than this is not ready.
+const READY_LAG: Duration = Duration::from_secs(3);
+/// How long a drain may take before what is left is cut.
+const DRAIN_LIMIT: Duration = Duration::from_secs(4);
+
+/// What a server is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where clients connect; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where operators connect.
+    pub admin_listen: SocketAddr,
+    /// Connections that are served at once.
+    pub max_connections: usize,
+    /// The primary.
+    pub sql_url: ConnectionUrl,
+    /// The size of the pool for snapshots and credentials.
+    pub database_connections: u32,
+    /// How the log is read.
+    pub replication: replication::Settings,
+    /// What bounds the window.
+    pub window: Limits,
+    /// How long polls are held.
+    pub hold: Duration,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address is taken or not ours.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, std::io::Error),
+    /// The database is not set up for replication.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The thread that reads the stream could not be started.
+    #[error("cannot start the replication thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// Where operators connect.
+    pub admin_address: SocketAddr,
+    /// Whether feeds are served.
+    pub readiness: Arc<Readiness>,
+    drain: CancellationToken,
+    stop_stream: CancellationToken,
+    stream: std::thread::JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts everything and returns once the addresses are bound. The stream attaches and catches
+    /// up after that; [`Server::readiness`] tells when.
+    pub async fn start(settings: Settings) -> Result<Server, StartError> {
+        let metrics = telemetry::install_metrics();
+        let public = listen::bind(settings.listen)
+            .map_err(|error| StartError::Listen(settings.listen, error))?;
+        let admin = listen::bind(settings.admin_listen)
+            .map_err(|error| StartError::Listen(settings.admin_listen, error))?;
+        let local = |listener: &tokio::net::TcpListener, asked| {
+            listener.local_addr().map_err(|error| StartError::Listen(asked, error))
+        };
+        let address = local(&public, settings.listen)?;
+        let admin_address = local(&admin, settings.admin_listen)?;
+
+        let (drain, stop_stream) = (CancellationToken::new(), CancellationToken::new());
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.database_connections)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(settings.sql_url.sql_options());
+        // The ticker has a connection of its own, since its look must not queue behind snapshots.
+        let ticker_pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(settings.sql_url.sql_options());
+
+        let feed = Feed::new(settings.window.clone());
+        let readiness = Arc::new(Readiness::default());
+        let marks = Marks::new();
+        let store = RunStore::new(pool.clone());
+        let door = Door::new(pool, auth::Settings::default());
+        let source = Source::new(settings.replication).await?;
+        let status = source.status();
+
+        let sink = {
+            let (feed, door) = (Arc::clone(&feed), door.clone());
+            move |event: Event| {
+                if event.changes_keys() {
+                    door.forget_all();
+                }
+                feed.apply(event);
+            }
+        };
+        let stream = source
+            .spawn(Arc::clone(&marks), stop_stream.clone(), sink)
+            .map_err(StartError::Thread)?;
+        let ticker = Ticker {
+            store: RunStore::new(ticker_pool.clone()),
+            pool: ticker_pool,
+            feed: Arc::clone(&feed),
+            marks,
+            status,
+            readiness: Arc::clone(&readiness),
+        };
+
+        let runs = RunFeeds::new(feed, store, readiness.flag(), drain.clone());
+        let app = Arc::new(App { door, runs, hold: settings.hold });
+        let ops = Ops { readiness: Arc::clone(&readiness), metrics };
+        let limit = settings.max_connections;
+        let public_routes = http::public(app, ops.clone());
+        let tasks = vec![
+            tokio::spawn(ticker.run(stop_stream.clone())),
+            tokio::spawn(listen::serve("public", public, public_routes, limit, drain.clone())),
+            tokio::spawn(listen::serve("admin", admin, http::ops::admin(ops), 100, drain.clone())),
+        ];
+        Ok(Server { address, admin_address, readiness, drain, stop_stream, stream, tasks })
+    }
+
+    /// Answers all holds, lets the connections finish and gives the slot back. Ends within five seconds.
+    pub async fn stop(self) {
+        self.readiness.set(Some("shutting down".to_owned()));
+        self.drain.cancel();
+        self.stop_stream.cancel();
+        let stream = self.stream;
+        let everything = async {
+            for task in self.tasks {
+                let _ = task.await;
+            }
+            let _ = tokio::task::spawn_blocking(move || stream.join()).await;
+        };
+        if tokio::time::timeout(DRAIN_LIMIT, everything).await.is_err() {
+            tracing::warn!("connections were cut at the end of the drain");
+        }
+    }
+}
+
+/// Looks at the server once a second: what queries see now, and how far the stream is behind.
+struct Ticker {
+    store: RunStore,
+    pool: PgPool,
+    feed: Arc<Feed>,
+    marks: Arc<Marks>,
+    status: Arc<replication::Status>,
+    readiness: Arc<Readiness>,
+}
+
+impl Ticker {
+    async fn run(self, stop: CancellationToken) {
+        let mut lag = Lag::default();
+        let mut looked = false;
+        for tick in 0u32.. {
+            let reason = tokio::select! {
+                reason = self.look(&mut lag, &mut looked) => reason,
+                () = stop.cancelled() => return,
+            };
+            if tick % RETAINED_EVERY == 0 {
+                self.measure_slot().await;
+            }
+            let ready = reason.is_none();
+            if !stop.is_cancelled() {
+                self.readiness.set(reason);
+            }
+            let pause = if ready || tick > 400 { TICK } else { EAGER_TICK };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// `None` when all is well.
+    async fn look(&self, lag: &mut Lag, looked: &mut bool) -> Option<String> {
+        let attached = self.status.attached();
+        metrics::gauge!(telemetry::ATTACHED).set(if attached { 1.0 } else { 0.0 });
+        let server = match self.store.server_state().await {
+            Ok(server) => server,
+            Err(error) => return Some(error.to_string()),
+        };
+        self.marks.saw_server_at(server.flush_lsn);
+        let settled = self.feed.settle(server.snapshot);
+        self.marks.settle(settled);
+        let behind = lag.measure(Instant::now(), server.flush_lsn, self.feed.head());
+        metrics::gauge!(telemetry::LAG_BYTES).set(behind.bytes as f64);
+        metrics::gauge!(telemetry::LAG_SECONDS).set(behind.time.as_secs_f64());
+        // A first look has nothing to compare with: the stream must pass where the server was then.
+        let first = !std::mem::replace(looked, true);
+        if !attached {
+            return Some(self.status.reason().unwrap_or_else(|| "the slot is not attached".into()));
+        }
+        let starting = first || (self.readiness.reason().is_some() && !behind.time.is_zero());
+        if starting || behind.time > READY_LAG {
+            return Some(format!("the stream is {} bytes of log behind", behind.bytes));
+        }
+        None
+    }
+
+    async fn measure_slot(&self) {
+        let slot = self.status.slot();
+        if let Some(bytes) = replication::retained_wal(&self.pool, &slot).await {
+            metrics::gauge!(telemetry::RETAINED_WAL).set(bytes as f64);
+        }
+    }
+}
