@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod dev;
 pub mod postgres;
 pub mod replication;
 pub mod runs;
