@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 pub mod auth;
+pub mod dev;
 pub mod feed;
 pub mod http;
 pub mod postgres;

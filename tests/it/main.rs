@@ -1,0 +1,6 @@
+//! Integration tests, in one binary so that they share one Postgres.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod dev_postgres;
