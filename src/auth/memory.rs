@@ -176,3 +176,6 @@ async fn fly<V: Clone + Send + Sync + 'static>(
     drop(landing);
     answer.send_replace(Some(kept));
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,7 +181,8 @@ mod tests {
             ("*", "nnnn nn nn"),
         ];
         for (scope, row) in table {
-            let wanted = row.chars().filter(|c| *c != ' ').map(|c| c == 'y');
+            let wanted: Vec<_> = row.chars().filter(|c| *c != ' ').map(|c| c == 'y').collect();
+            assert_eq!(wanted.len(), feeds().len());
             for ((feed, resources), wanted) in feeds().into_iter().zip(wanted) {
                 assert_eq!(can(scope, &resources), wanted, "scope {scope:?} on {feed}");
             }

@@ -201,3 +201,6 @@ impl fmt::Debug for PublicToken<'_> {
 fn json(part: &str) -> Option<Value> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
 }
+
+#[cfg(test)]
+mod tests;
