@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 pub mod auth;
+pub mod config;
 pub mod dev;
 pub mod feed;
 pub mod http;
@@ -12,4 +13,5 @@ pub mod postgres;
 pub mod readiness;
 pub mod replication;
 pub mod runs;
+pub mod server;
 pub mod telemetry;

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use runwire::config::{ServeArgs, SlotArgs};
 use runwire::replication::SetupError;
 use runwire::server::{Server, StartError};
-use runwire::{dev, replication, telemetry};
+use runwire::{replication, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Held polls are small and many; this allocator keeps their pages apart and gives them back.
@@ -25,8 +25,6 @@ struct Cli {
 enum Command {
     /// Serve the run feeds of a Trigger.dev database
     Serve(Box<ServeArgs>),
-    /// Try it: a throw-away Postgres, simulated runs and the gateway, all gone at Ctrl-C
-    Dev(dev::DevArgs),
     /// Look after the replication slot
     #[command(subcommand)]
     Slot(SlotCommand),
@@ -53,10 +51,6 @@ fn main() -> ExitCode {
     runtime.block_on(async {
         match cli.command {
             Command::Serve(args) => serve(&args).await,
-            Command::Dev(args) => match dev::run(args).await {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => fail(1, &error),
-            },
             Command::Slot(SlotCommand::Drop(args)) => drop_slot(&args).await,
         }
     })

@@ -20,6 +20,19 @@ pub enum Event {
     Resumed,
 }
 
+impl Event {
+    /// Whether what is known of credentials may have changed.
+    pub fn changes_keys(&self) -> bool {
+        match self {
+            Event::Tx(tx) => tx.changes.iter().any(|change| {
+                matches!(change, Change::KeysChanged | Change::TooLarge)
+            }),
+            Event::Reset(_) => true,
+            Event::Progress(_) | Event::Resumed => false,
+        }
+    }
+}
+
 /// A committed transaction with the changes that matter here; others leave it empty.
 #[derive(Debug)]
 pub struct Tx {

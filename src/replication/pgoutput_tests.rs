@@ -142,10 +142,10 @@ fn cell() -> impl Strategy<Value = Wire> {
 }
 
 fn any_message() -> impl Strategy<Value = Bytes> {
-    let row = prop::collection::vec(cell(), 3);
+    let row = || prop::collection::vec(cell(), 3);
     let tag = prop::sample::select(vec![b'I', b'U', b'D']);
     let kinds = prop::sample::select(vec![vec![b'N'], vec![b'O', b'N'], vec![b'K', b'N'], vec![b'K']]);
-    (tag, kinds, row.clone(), row).prop_map(|(tag, kinds, a, b)| {
+    (tag, kinds, row(), row()).prop_map(|(tag, kinds, a, b)| {
         let rows: Vec<_> = kinds.iter().zip([a, b]).map(|(kind, row)| tuple(*kind, &row)).collect();
         message(tag, RUNS, &rows)
     })

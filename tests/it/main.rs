@@ -3,4 +3,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod auth;
 mod dev_postgres;
+mod run_feed;

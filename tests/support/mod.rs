@@ -1,3 +1,6 @@
 //! What the integration tests stand on.
 
 pub mod cluster;
+pub mod gateway;
+pub mod runs;
+pub mod token;
