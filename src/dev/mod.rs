@@ -5,6 +5,8 @@ mod account;
 pub mod binaries;
 pub mod database;
 mod directory;
+mod error;
+
 mod guardian;
 pub mod package;
 pub mod postgres;
@@ -12,5 +14,6 @@ pub mod seed;
 
 pub use binaries::{Binaries, BinariesError};
 pub use database::DatabaseError;
-pub use postgres::{Options, Postgres, StartError, StopMode};
+pub use error::StartError;
+pub use postgres::{Options, Postgres, StopMode};
 pub use seed::Seeded;
