@@ -133,7 +133,7 @@ pub(crate) async fn sweep(account: Account, binaries: &Binaries) {
     for stale in fs::read_dir(root()).into_iter().flatten().flatten() {
         let path = stale.path();
         let ours = stale.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-        if !ours || !abandoned(&path).unwrap_or(false) {
+        if !ours || !abandoned(&path, account).unwrap_or(false) {
             continue;
         }
         let data = path.join("data");
@@ -147,13 +147,11 @@ pub(crate) async fn sweep(account: Account, binaries: &Binaries) {
     }
 }
 
-fn abandoned(path: &Path) -> std::io::Result<bool> {
+fn abandoned(path: &Path, account: Account) -> std::io::Result<bool> {
     let found = fs::symlink_metadata(path)?;
-    let uid = account::uid();
-    let foreign = uid != 0 && found.uid() != uid;
     // A new one may not have its lock yet.
     let age = SystemTime::now().duration_since(found.modified()?).unwrap_or_default();
-    if !found.is_dir() || foreign || age < Duration::from_secs(60) {
+    if !found.is_dir() || !account.owns(found.uid()) || age < Duration::from_secs(60) {
         return Ok(false);
     }
     match File::open(path.join("lock")) {

@@ -4,4 +4,6 @@
 mod support;
 
 mod clients;
+mod dev_engine;
 mod dev_postgres;
+mod dev_schema;
