@@ -54,6 +54,11 @@ impl Account {
         }
     }
 
+    /// Whether files of this owner are ours or this user's.
+    pub(crate) fn owns(self, owner: u32) -> bool {
+        owner == uid() || self.switch.is_some_and(|(uid, _)| uid == owner)
+    }
+
     /// Whether this user can use the path, by asking as that user: modes, ACLs and mounts all count.
     pub(crate) async fn can(self, access: &str, path: &Path) -> bool {
         let mut test = self.command(Path::new("test"));

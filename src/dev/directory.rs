@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use super::account::{self, Account};
 use super::binaries::Binaries;
-use super::postgres::{StartError, io};
+use super::error::{StartError, io};
 
 const PREFIX: &str = "runwire-pg-";
 
@@ -20,7 +20,7 @@ pub(crate) struct Directories {
     data: PathBuf,
     kept: bool,
     /// Held while we live, so that [`sweep`] leaves us alone.
-    _lock: File,
+    lock: File,
 }
 
 impl Directories {
@@ -32,27 +32,22 @@ impl Directories {
         let temporary = root().join(format!("{PREFIX}{:016x}", rand::random::<u64>()));
         DirBuilder::new().mode(0o700).create(&temporary).map_err(io(doing))?;
         let lock = File::create(temporary.join("lock")).map_err(io(doing))?;
-        lock.try_lock().map_err(|error| io(doing)(error.into()))?;
-        let data = match &kept {
-            Some(data) => keep(data, account)?,
-            None => temporary.join("data"),
-        };
-        let directories = Directories { temporary, data, kept: kept.is_some(), _lock: lock };
-        let ready = account.own(&directories.temporary).map_err(io(doing));
-        let usable = ready.is_ok() && account.can("-w", &directories.temporary).await;
-        let unusable = if !usable {
-            Some(&directories.temporary)
-        } else if directories.kept && !account.can("-w", &directories.data).await {
-            Some(&directories.data)
-        } else {
-            None
-        };
-        if let Some(path) = unusable {
-            let path = path.clone();
-            let _ = fs::remove_dir_all(&directories.temporary);
-            return Err(ready.err().unwrap_or(StartError::Unreachable(path)));
+        let data = temporary.join("data");
+        // From here on it is removed again, whatever fails.
+        let mut directories = Directories { temporary, data, kept: kept.is_some(), lock };
+        directories.lock.try_lock().map_err(|error| io(doing)(error.into()))?;
+        account.own(&directories.temporary).map_err(io(doing))?;
+        directories.check(account, &directories.temporary).await?;
+        if let Some(data) = kept {
+            directories.data = keep(&data, account)?;
+            directories.check(account, &directories.data).await?;
         }
         Ok(directories)
+    }
+
+    async fn check(&self, account: Account, path: &Path) -> Result<(), StartError> {
+        let usable = account.can("-w", path).await;
+        if usable { Ok(()) } else { Err(StartError::Unreachable(path.to_owned())) }
     }
 
     pub(crate) fn data(&self) -> &Path {
@@ -79,6 +74,13 @@ impl Directories {
             let _ = log.seek(SeekFrom::Start(start)).and_then(|_| log.read_to_end(&mut text));
         }
         String::from_utf8_lossy(&text).trim().to_owned()
+    }
+}
+
+impl Drop for Directories {
+    fn drop(&mut self) {
+        // After a server ran, its guardian has done this already.
+        let _ = fs::remove_dir_all(&self.temporary);
     }
 }
 
@@ -131,7 +133,7 @@ pub(crate) async fn sweep(account: Account, binaries: &Binaries) {
     for stale in fs::read_dir(root()).into_iter().flatten().flatten() {
         let path = stale.path();
         let ours = stale.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-        if !ours || !abandoned(&path).unwrap_or(false) {
+        if !ours || !abandoned(&path, account).unwrap_or(false) {
             continue;
         }
         let data = path.join("data");
@@ -145,13 +147,11 @@ pub(crate) async fn sweep(account: Account, binaries: &Binaries) {
     }
 }
 
-fn abandoned(path: &Path) -> std::io::Result<bool> {
+fn abandoned(path: &Path, account: Account) -> std::io::Result<bool> {
     let found = fs::symlink_metadata(path)?;
-    let uid = account::uid();
-    let foreign = uid != 0 && found.uid() != uid;
     // A new one may not have its lock yet.
     let age = SystemTime::now().duration_since(found.modified()?).unwrap_or_default();
-    if !found.is_dir() || foreign || age < Duration::from_secs(60) {
+    if !found.is_dir() || !account.owns(found.uid()) || age < Duration::from_secs(60) {
         return Ok(false);
     }
     match File::open(path.join("lock")) {

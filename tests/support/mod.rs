@@ -2,5 +2,6 @@
 
 pub mod cluster;
 pub mod gateway;
+pub mod npm;
 pub mod runs;
 pub mod token;

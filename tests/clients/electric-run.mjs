@@ -1,0 +1,29 @@
+// Reads RUN_ID's raw feed at BASE_URL with ACCESS_TOKEN, by the Electric client that the first
+// argument names; goes on from HANDLE and OFFSET if they are set. Prints `messages` per batch.
+import { observe, observeError, observeResponses, required } from "./observe.mjs";
+
+const alias = process.argv[2] ?? "electric-1.0.14";
+const { HANDLE: handle, OFFSET: offset } = process.env;
+
+observeResponses();
+const { ShapeStream } = await import(alias);
+const stream = new ShapeStream({
+  url: `${required("BASE_URL")}/realtime/v1/runs/${required("RUN_ID")}`,
+  headers: {
+    Authorization: `Bearer ${required("ACCESS_TOKEN")}`,
+    "x-trigger-electric-version": "1.0.0-beta.1",
+  },
+  ...(handle && offset ? { handle, offset } : {}),
+  onError: observeError,
+});
+
+stream.subscribe(
+  (messages) =>
+    observe("messages", {
+      messages: messages.map(({ key, value, headers }) => ({ key, value, headers })),
+      handle: stream.shapeHandle,
+      offset: stream.lastOffset,
+      upToDate: stream.isUpToDate,
+    }),
+  observeError,
+);

@@ -1,0 +1,35 @@
+// One JSON line per observation on stdout, written through at once: Rust paces itself by them.
+import { writeSync } from "node:fs";
+
+export function observe(type, fields = {}) {
+  const line = Buffer.from(`${JSON.stringify({ ...fields, type })}\n`);
+  for (let written = 0; written < line.length; ) {
+    try {
+      written += writeSync(1, line, written);
+    } catch (error) {
+      if (error.code !== "EAGAIN") throw error; // a full pipe: the reader is behind
+    }
+  }
+}
+
+export function observeError(error) {
+  observe("error", { name: error?.name, status: error?.status, message: error?.message ?? String(error) });
+}
+
+// SDKs tell nobody about answers that end a subscription, so their fetch is watched from outside.
+// Call it before a client is loaded.
+export function observeResponses() {
+  const { fetch } = globalThis;
+  globalThis.fetch = async (input, init) => {
+    const response = await fetch(input, init);
+    const url = new URL(input instanceof Request ? input.url : input);
+    observe("response", { status: response.status, path: url.pathname, live: url.searchParams.get("live") === "true" });
+    return response;
+  };
+}
+
+export function required(name) {
+  const value = process.env[name];
+  if (!value) throw new Error(`${name} is not set`);
+  return value;
+}

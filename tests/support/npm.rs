@@ -1,0 +1,174 @@
+//! The real clients, as Node programs that report what they see line by line.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout};
+use tokio::sync::OnceCell;
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
+}
+
+/// Installs the clients unless this lock file's are there. Fails, and never skips, without npm.
+async fn install() {
+    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    let install = || async {
+        let done =
+            tokio::task::spawn_blocking(install_blocking).await.expect("install the clients");
+        done.unwrap_or_else(|error| panic!("cannot install tests/clients: {error}"));
+    };
+    INSTALLED.get_or_init(install).await;
+}
+
+fn install_blocking() -> Result<(), String> {
+    let project = project();
+    let fail = |error: std::io::Error| error.to_string();
+    // Other test processes wait here, then find the work done. Not in node_modules, which npm ci
+    // removes.
+    let lock = File::create(project.join(".install.lock")).map_err(fail)?;
+    lock.lock().map_err(fail)?;
+    let wanted = fs::read(project.join("package-lock.json")).map_err(fail)?;
+    let wanted: String = Sha256::digest(wanted).iter().map(|byte| format!("{byte:02x}")).collect();
+    let stamp = project.join("node_modules/.runwire-installed");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    let output = Command::new("npm")
+        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+        .current_dir(&project)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("npm: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)));
+    }
+    fs::write(stamp, wanted).map_err(fail)
+}
+
+/// Where to connect, and as whom.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The gateway.
+    pub base_url: String,
+    /// A secret key or public token.
+    pub access_token: String,
+}
+
+/// A running client. Killed when dropped.
+pub struct Client {
+    name: String,
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Client {
+    /// Runs a script of `tests/clients`.
+    pub async fn start(script: &str, arguments: &[&str], env: &[(&str, &str)]) -> Client {
+        install().await;
+        let mut process = tokio::process::Command::new("node")
+            .arg(script)
+            .args(arguments)
+            .envs(env.iter().copied())
+            .current_dir(project())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("run node");
+        let stdout = process.stdout.take().expect("stdout is piped");
+        let name = format!("{script} {}", arguments.join(" "));
+        Client { name, process, lines: BufReader::new(stdout).lines() }
+    }
+
+    /// `runs.subscribeToRun` of an SDK: `sdk-4.8.3`, `sdk-4.1` or `sdk-3.3.17`.
+    pub async fn subscribe_run(sdk: &str, target: &Target, run: &str) -> Client {
+        Client::start("subscribe-run.mjs", &[sdk], &env(target, run)).await
+    }
+
+    /// The raw feed of a run by an Electric client, from the start or a handle and an offset.
+    pub async fn electric_run(
+        electric: &str,
+        target: &Target,
+        run: &str,
+        from: Option<(&str, &str)>,
+    ) -> Client {
+        let mut env = env(target, run).to_vec();
+        env.extend(
+            from.iter().flat_map(|(handle, offset)| [("HANDLE", *handle), ("OFFSET", *offset)]),
+        );
+        Client::start("electric-run.mjs", &[electric], &env).await
+    }
+
+    /// What the client says next; `None` when it has ended.
+    pub async fn next(&mut self, within: Duration) -> Option<Value> {
+        let line = tokio::time::timeout(within, self.lines.next_line())
+            .await
+            .unwrap_or_else(|_| panic!("{} said nothing for {within:?}", self.name))
+            .expect("read the client's output")?;
+        Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("{} said {line}", self.name)))
+    }
+
+    /// The next observation of this type; others but errors are passed over.
+    pub async fn next_of(&mut self, kind: &str, within: Duration) -> Value {
+        let deadline = tokio::time::Instant::now() + within;
+        let wait = async {
+            while let Some(said) = self.next(within * 2).await {
+                match said["type"].as_str() {
+                    Some(found) if found == kind => return said,
+                    Some("error") => panic!("{} failed: {said}", self.name),
+                    _ => {}
+                }
+            }
+            panic!("{} ended before any {kind}", self.name)
+        };
+        let said = tokio::time::timeout_at(deadline, wait).await;
+        said.unwrap_or_else(|_| panic!("no {kind} from the client within {within:?}"))
+    }
+
+    /// The next run that an SDK shows.
+    pub async fn next_run(&mut self, within: Duration) -> Value {
+        self.next_of("run", within).await
+    }
+
+    /// Waits for an answer that refuses the client, and returns its status.
+    pub async fn until_refused(&mut self, within: Duration) -> u64 {
+        loop {
+            let response = self.next_of("response", within).await;
+            match response["status"].as_u64() {
+                Some(status) if status >= 400 => return status,
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits until the client has ended, and returns what it said until then.
+    pub async fn rest(&mut self, within: Duration) -> Vec<Value> {
+        let mut said = Vec::new();
+        while let Some(observation) = self.next(within).await {
+            said.push(observation);
+        }
+        let status = tokio::time::timeout(within, self.process.wait()).await;
+        status
+            .expect("the client closes its output but does not end")
+            .expect("wait for the client");
+        said
+    }
+}
+
+fn env<'a>(target: &'a Target, run: &'a str) -> [(&'static str, &'a str); 3] {
+    [("BASE_URL", &target.base_url), ("ACCESS_TOKEN", &target.access_token), ("RUN_ID", run)]
+}
+
+/// A public token with these scopes (comma-separated), made by the newest SDK.
+pub async fn public_token(environment: &str, secret_key: &str, scopes: &str) -> String {
+    let env = [("ENVIRONMENT_ID", environment), ("SECRET_KEY", secret_key), ("SCOPES", scopes)];
+    let mut client = Client::start("create-token.mjs", &[], &env).await;
+    let said = client.next_of("token", Duration::from_secs(30)).await;
+    said["token"].as_str().expect("a token is text").to_owned()
+}
