@@ -89,7 +89,12 @@ pub struct ListenArgs {
     #[arg(long, env = "RUNWIRE_LISTEN", default_value = "127.0.0.1:3040", value_name = "ADDRESS")]
     pub listen: SocketAddr,
     /// Where operators and probes connect: /healthz, /readyz, /metrics
-    #[arg(long, env = "RUNWIRE_ADMIN_LISTEN", default_value = "127.0.0.1:3041", value_name = "ADDRESS")]
+    #[arg(
+        long,
+        env = "RUNWIRE_ADMIN_LISTEN",
+        default_value = "127.0.0.1:3041",
+        value_name = "ADDRESS"
+    )]
     pub admin_listen: SocketAddr,
     /// Connections that are served at once; more are closed and counted
     #[arg(long, env = "RUNWIRE_MAX_CONNECTIONS", default_value_t = 100_000, value_name = "N")]

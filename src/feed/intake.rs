@@ -50,7 +50,8 @@ impl Feed {
 
     fn apply_transaction(&self, tx: Tx) {
         metrics::counter!(crate::telemetry::CHANGES).increment(tx.changes.len() as u64);
-        let everything = |change: &Change| matches!(change, Change::RunsTruncated | Change::TooLarge);
+        let everything =
+            |change: &Change| matches!(change, Change::RunsTruncated | Change::TooLarge);
         if tx.changes.iter().any(everything) {
             let mut state = self.state.write();
             state.skip_to(tx.end_lsn);
@@ -163,10 +164,7 @@ fn touched(batch: &Batch) -> Vec<Topic> {
 
 /// What the change left of its run, which exposed columns it may have changed, and whether the row
 /// began with it. `None` where no client can see a difference.
-fn difference(
-    change: Change,
-    before: Option<&Arc<Image>>,
-) -> Option<(RunState, ColumnSet, bool)> {
+fn difference(change: Change, before: Option<&Arc<Image>>) -> Option<(RunState, ColumnSet, bool)> {
     match change {
         Change::RunInserted(new) => {
             let image = Arc::new(Image::after(&new, None, None));
@@ -174,7 +172,7 @@ fn difference(
         }
         Change::RunUpdated { new, old } => {
             let before = before.map(Arc::as_ref);
-            let image = Arc::new(Image::after(&new, old.as_ref(), before));
+            let image = Arc::new(Image::after(&new, old.as_deref(), before));
             let (changed, moved) = match (&old, before) {
                 (Some(old), _) => {
                     let moved = !same_places(|column| old.get(column), &image);

@@ -295,7 +295,8 @@ enum Look {
 }
 
 fn deliver(poll: &Poll, head: Position, news: News) -> Option<Answer> {
-    let columns = if news.inserted { poll.columns } else { news.changed.intersection(poll.columns) };
+    let columns =
+        if news.inserted { poll.columns } else { news.changed.intersection(poll.columns) };
     let body = if news.deleted {
         wire::deleted_body(&news.image)
     } else if columns.is_empty() {

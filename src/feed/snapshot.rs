@@ -60,11 +60,10 @@ impl RunFeeds {
     /// Answers with the whole row. `opens` tells whether the caller's scopes open a run of these
     /// facts; existence is decided first.
     pub async fn open(&self, request: Open, opens: impl Fn(&Facts) -> bool) -> Outcome {
-        let not_before =
-            request.handle.as_deref().and_then(Handle::decode).and_then(|handle| {
-                let state = self.feed.state.read();
-                handle.not_before.filter(|_| state.epoch == Some(handle.epoch))
-            });
+        let not_before = request.handle.as_deref().and_then(Handle::decode).and_then(|handle| {
+            let state = self.feed.state.read();
+            handle.not_before.filter(|_| state.epoch == Some(handle.epoch))
+        });
         if let Some(position) = not_before
             && self.is_reachable(position).await
             && !reach(&self.feed, position.lsn, CATCH_UP_WAIT).await
@@ -231,11 +230,8 @@ fn fits(request: &Open, opened: &Opened) -> bool {
 
 fn answer(request: &Open, opened: Opened) -> Outcome {
     let handle = handle(request, &opened);
-    let key = BodyKey {
-        columns: request.columns,
-        insert: true,
-        old_statuses: request.old_statuses,
-    };
+    let key =
+        BodyKey { columns: request.columns, insert: true, old_statuses: request.old_statuses };
     let body = wire::row_body(&opened.image, key);
     Outcome::Answer(Answer { handle, offset: opened.offset, body, committed_at: None })
 }

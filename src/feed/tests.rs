@@ -48,7 +48,13 @@ fn row(run: usize, metadata: Option<&str>) -> Tuple {
 }
 
 fn tx(xid: u32, commit: u64, changes: Vec<Change>) -> Event {
-    Event::Tx(Tx { xid, commit_lsn: Lsn(commit), end_lsn: Lsn(commit + 8), commit_time: 0, changes })
+    Event::Tx(Tx {
+        xid,
+        commit_lsn: Lsn(commit),
+        end_lsn: Lsn(commit + 8),
+        commit_time: 0,
+        changes,
+    })
 }
 
 fn update(run: usize, metadata: Option<&str>) -> Change {
@@ -123,10 +129,11 @@ fn an_update_of_nothing_that_clients_see_occupies_nothing() {
 #[test]
 fn under_replica_identity_full_the_row_before_comes_with_the_change() {
     let feed = feed(1 << 20);
-    let change = Change::RunUpdated { new: row(1, None), old: Some(row(1, Some("old"))) };
+    let change = Change::RunUpdated { new: row(1, None), old: Some(Box::new(row(1, Some("old")))) };
     feed.apply(tx(5, 100, vec![change]));
     assert!(news(&feed, 1, Position::default(), None).is_none(), "nothing differs");
-    let change = Change::RunUpdated { new: row(1, Some("new")), old: Some(row(1, Some("old"))) };
+    let change =
+        Change::RunUpdated { new: row(1, Some("new")), old: Some(Box::new(row(1, Some("old")))) };
     feed.apply(tx(6, 200, vec![change]));
     let found = news(&feed, 1, Position::default(), None).unwrap();
     assert_eq!(found.changed, only(Column::Metadata));

@@ -31,10 +31,8 @@ pub struct Waiter {
 impl Waiters {
     /// Takes a place on the topic's list.
     pub fn join(self: &Arc<Self>, topic: Topic) -> Waiter {
-        let mut waited = self
-            .topics
-            .entry(topic)
-            .or_insert_with(|| Waited { waiting: 0, wake: Arc::default() });
+        let mut waited =
+            self.topics.entry(topic).or_insert_with(|| Waited { waiting: 0, wake: Arc::default() });
         waited.waiting += 1;
         Waiter { waiters: Arc::clone(self), topic, wake: Arc::clone(&waited.wake) }
     }

@@ -119,7 +119,11 @@ mod tests {
 
     #[test]
     fn an_insert_holds_every_column_and_an_update_the_changed_ones_and_the_id() {
-        let run = image(&[(Column::Id, "cm9k3"), (Column::Status, "DEQUEUED"), (Column::IsTest, "false")]);
+        let run = image(&[
+            (Column::Id, "cm9k3"),
+            (Column::Status, "DEQUEUED"),
+            (Column::IsTest, "false"),
+        ]);
         let mut columns = ColumnSet::EMPTY;
         columns.insert(Column::Status);
         let key = BodyKey { columns, insert: false, old_statuses: false };

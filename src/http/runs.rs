@@ -80,10 +80,8 @@ async fn try_admit(
     let columns = columns(&caller, &query);
     let shape = ShapeRequest { live: query.live, columns };
     let old_statuses = knows_old_statuses_only(headers);
-    let run = RunKey {
-        environment: Arc::clone(&caller.environment_id),
-        friendly_id: run_id.into(),
-    };
+    let run =
+        RunKey { environment: Arc::clone(&caller.environment_id), friendly_id: run_id.into() };
     let offset = query.offset.as_deref().unwrap_or("-1");
     let handle = query.handle.as_deref().map(str::to_owned);
     let Some(handle) = handle.filter(|_| offset != "-1") else {

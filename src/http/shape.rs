@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn the_first_of_a_repeated_parameter_counts_and_handle_goes_before_shape_id() {
-        let query = ShapeQuery::parse("shape_id=old&offset=1_0&handle=new&offset=2_0&live=true&where=x");
+        let query =
+            ShapeQuery::parse("shape_id=old&offset=1_0&handle=new&offset=2_0&live=true&where=x");
         assert_eq!(query.handle.as_deref(), Some("new"));
         assert_eq!(query.offset.as_deref(), Some("1_0"));
         assert!(query.live);

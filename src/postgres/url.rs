@@ -54,7 +54,9 @@ pub enum UrlError {
     #[error("has a part that is not UTF-8")]
     NotUtf8,
     /// The mode of TLS is not one of libpq's.
-    #[error("has the unknown sslmode {0:?}; use disable, prefer, require, verify-ca or verify-full")]
+    #[error(
+        "has the unknown sslmode {0:?}; use disable, prefer, require, verify-ca or verify-full"
+    )]
     SslMode(String),
 }
 
@@ -122,7 +124,11 @@ impl ConnectionUrl {
         if let Some(path) = &self.root_certificate {
             options = options.ssl_root_cert(path);
         }
-        if self.host.starts_with('/') { options.socket(&self.host) } else { options.host(&self.host) }
+        if self.host.starts_with('/') {
+            options.socket(&self.host)
+        } else {
+            options.host(&self.host)
+        }
     }
 
     /// The same server for a replication connection.
@@ -175,7 +181,6 @@ impl fmt::Debug for ConnectionUrl {
         fmt::Display::fmt(self, f)
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -44,8 +44,13 @@ impl Assembler {
         match event {
             ReplicationEvent::Begin { xid, commit_time_micros, .. } => {
                 let commit_time = commit_time_micros + EPOCH_OFFSET;
-                self.open =
-                    Some(Open { xid, commit_time, changes: Vec::new(), bytes: 0, too_large: false });
+                self.open = Some(Open {
+                    xid,
+                    commit_time,
+                    changes: Vec::new(),
+                    bytes: 0,
+                    too_large: false,
+                });
                 Ok(None)
             }
             ReplicationEvent::XLogData { data, .. } => {
@@ -68,7 +73,9 @@ impl Assembler {
                 }
                 Ok(None)
             }
-            ReplicationEvent::Commit { lsn, end_lsn, .. } => Ok(self.commit(lsn.into(), end_lsn.into())),
+            ReplicationEvent::Commit { lsn, end_lsn, .. } => {
+                Ok(self.commit(lsn.into(), end_lsn.into()))
+            }
             // Inside a transaction the server's position is beyond a commit that is not whole yet.
             ReplicationEvent::KeepAlive { wal_end, .. } if self.open.is_none() => {
                 Ok(self.advance(wal_end.into()))
@@ -85,7 +92,10 @@ impl Assembler {
         }
         let mut changes = open.changes;
         if open.too_large {
-            tracing::warn!(xid = open.xid, "a transaction was too large to carry: all clients start again");
+            tracing::warn!(
+                xid = open.xid,
+                "a transaction was too large to carry: all clients start again"
+            );
             changes = vec![Change::TooLarge];
         }
         if changes.is_empty() {
@@ -134,7 +144,12 @@ mod tests {
 
     fn data(bytes: Vec<u8>) -> ReplicationEvent {
         let zero = pgwire_replication::Lsn::from_u64(0);
-        ReplicationEvent::XLogData { wal_start: zero, wal_end: zero, server_time_micros: 0, data: bytes.into() }
+        ReplicationEvent::XLogData {
+            wal_start: zero,
+            wal_end: zero,
+            server_time_micros: 0,
+            data: bytes.into(),
+        }
     }
 
     fn commit(at: u64, end: u64) -> ReplicationEvent {
@@ -151,7 +166,12 @@ mod tests {
         let mut out = Vec::new();
         for event in events {
             match assembler.take(event).unwrap() {
-                Some(Event::Tx(tx)) => out.push(format!("tx {} at {} of {}", tx.xid, tx.commit_lsn.0, tx.changes.len())),
+                Some(Event::Tx(tx)) => out.push(format!(
+                    "tx {} at {} of {}",
+                    tx.xid,
+                    tx.commit_lsn.0,
+                    tx.changes.len()
+                )),
                 Some(Event::Progress(lsn)) => out.push(format!("to {}", lsn.0)),
                 Some(other) => panic!("{other:?}"),
                 None => {}
@@ -164,7 +184,12 @@ mod tests {
     fn a_keepalive_whose_end_is_the_next_commits_lsn_does_not_hide_that_commit() {
         let mut assembler = Assembler::new(Lsn(10), 1_000);
         let events = vec![
-            truncate(), keepalive(500), begin(7, 500), delete("a"), commit(500, 540), keepalive(540),
+            truncate(),
+            keepalive(500),
+            begin(7, 500),
+            delete("a"),
+            commit(500, 540),
+            keepalive(540),
         ];
         assert_eq!(run(&mut assembler, events), ["to 500", "tx 7 at 500 of 1"]);
         assert_eq!(assembler.delivered(), Lsn(540));
@@ -181,8 +206,16 @@ mod tests {
     fn what_a_resumed_slot_repeats_is_dropped_and_an_empty_transaction_is_progress() {
         let mut assembler = Assembler::new(Lsn(540), 1_000);
         let events = vec![
-            truncate(), begin(7, 500), delete("a"), commit(500, 540),
-            begin(8, 540), delete("b"), commit(540, 580), begin(9, 600), commit(600, 640), keepalive(100),
+            truncate(),
+            begin(7, 500),
+            delete("a"),
+            commit(500, 540),
+            begin(8, 540),
+            delete("b"),
+            commit(540, 580),
+            begin(9, 600),
+            commit(600, 640),
+            keepalive(100),
         ];
         assert_eq!(run(&mut assembler, events), ["tx 8 at 540 of 1", "to 640"]);
     }

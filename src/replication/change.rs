@@ -24,9 +24,10 @@ impl Event {
     /// Whether what is known of credentials may have changed.
     pub fn changes_keys(&self) -> bool {
         match self {
-            Event::Tx(tx) => tx.changes.iter().any(|change| {
-                matches!(change, Change::KeysChanged | Change::TooLarge)
-            }),
+            Event::Tx(tx) => tx
+                .changes
+                .iter()
+                .any(|change| matches!(change, Change::KeysChanged | Change::TooLarge)),
             Event::Reset(_) => true,
             Event::Progress(_) | Event::Resumed => false,
         }
@@ -59,7 +60,7 @@ pub enum Change {
         /// The row as it is now.
         new: Tuple,
         /// The row as it was.
-        old: Option<Tuple>,
+        old: Option<Box<Tuple>>,
     },
     /// The run of this internal id was deleted.
     RunDeleted(String),

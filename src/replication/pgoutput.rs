@@ -162,7 +162,7 @@ impl Decoder {
             out.push(Change::RunDeleted(before.to_owned()));
         }
         // In a key tuple all but the key is NULL and means "not sent".
-        let old = old.and_then(|(tag, tuple)| (tag == b'O').then_some(tuple));
+        let old = old.and_then(|(tag, tuple)| (tag == b'O').then(|| Box::new(tuple)));
         out.push(Change::RunUpdated { new, old });
         Ok(())
     }

@@ -88,8 +88,11 @@ fn the_nulls_of_a_key_tuple_are_no_old_row_and_a_changed_key_deletes_the_old_one
     decoder.decode(moved, &mut out).unwrap();
     let full = message(b'U', RUNS, &[tuple(b'O', &new), tuple(b'N', &new)]);
     decoder.decode(full, &mut out).unwrap();
-    let [Change::RunDeleted(id), Change::RunUpdated { old: None, .. }, Change::RunUpdated { old: Some(old), .. }] =
-        &out[..]
+    let [
+        Change::RunDeleted(id),
+        Change::RunUpdated { old: None, .. },
+        Change::RunUpdated { old: Some(old), .. },
+    ] = &out[..]
     else {
         panic!("{out:?}");
     };
@@ -123,7 +126,10 @@ fn what_the_protocol_does_not_say_is_an_error() {
     for (bad, error) in [
         (message(b'I', 7, &[]), DecodeError::UnknownRelation(7)),
         (Bytes::new(), DecodeError::Truncated),
-        (message(b'I', RUNS, &[tuple(b'N', &[Wire::Null])]), DecodeError::CellCount { found: 1, expected: 2 }),
+        (
+            message(b'I', RUNS, &[tuple(b'N', &[Wire::Null])]),
+            DecodeError::CellCount { found: 1, expected: 2 },
+        ),
         (message(b'?', RUNS, &[]), DecodeError::Unexpected { what: "message", tag: '?' }),
     ] {
         assert_eq!(decoder.decode(bad, &mut out), Err(error));
@@ -144,7 +150,8 @@ fn cell() -> impl Strategy<Value = Wire> {
 fn any_message() -> impl Strategy<Value = Bytes> {
     let row = || prop::collection::vec(cell(), 3);
     let tag = prop::sample::select(vec![b'I', b'U', b'D']);
-    let kinds = prop::sample::select(vec![vec![b'N'], vec![b'O', b'N'], vec![b'K', b'N'], vec![b'K']]);
+    let kinds =
+        prop::sample::select(vec![vec![b'N'], vec![b'O', b'N'], vec![b'K', b'N'], vec![b'K']]);
     (tag, kinds, row(), row()).prop_map(|(tag, kinds, a, b)| {
         let rows: Vec<_> = kinds.iter().zip([a, b]).map(|(kind, row)| tuple(*kind, &row)).collect();
         message(tag, RUNS, &rows)

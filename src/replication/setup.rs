@@ -104,7 +104,9 @@ async fn check_runs(connection: &mut PgConnection) -> Result<(), SetupError> {
     .await?;
     match identity.as_deref() {
         None => {
-            return Err(wrong(r#"there is no table public."TaskRun": is this Trigger.dev's database?"#.into()));
+            return Err(wrong(
+                r#"there is no table public."TaskRun": is this Trigger.dev's database?"#.into(),
+            ));
         }
         Some("n") => {
             return Err(wrong(

@@ -99,7 +99,10 @@ pub(super) async fn attach(
                 other => return other,
             }
             if Instant::now() >= deadline {
-                tracing::warn!(slot = settings.slot, "the slot is read by somebody else: a temporary one serves");
+                tracing::warn!(
+                    slot = settings.slot,
+                    "the slot is read by somebody else: a temporary one serves"
+                );
                 break;
             }
             sleep(Duration::from_millis(200)).await;
@@ -133,7 +136,10 @@ async fn attach_named(settings: &Settings, from: Lsn) -> Result<Attachment, Atta
         return Err(AttachError::Busy(name));
     }
     if row.try_get::<Option<&str>, _>(3)? == Some("lost") {
-        tracing::warn!(slot = name, "the server has removed log that the slot needs: a new one is made");
+        tracing::warn!(
+            slot = name,
+            "the server has removed log that the slot needs: a new one is made"
+        );
         drop_named(&mut sql, &name).await?;
         let client = session(settings, &name, Lsn(0)).await?;
         return create(settings, client, name, true).await;

@@ -176,7 +176,8 @@ impl Source {
                 Ok(Some(event)) => {
                     // We report every second, so a server that asks for a report is shutting down
                     // and waits until everything that it sent is confirmed.
-                    let asked = matches!(event, ReplicationEvent::KeepAlive { reply_requested: true, .. });
+                    let asked =
+                        matches!(event, ReplicationEvent::KeepAlive { reply_requested: true, .. });
                     match assembler.take(event) {
                         Ok(Some(event)) => sink(event),
                         Ok(None) => {}

@@ -1,8 +1,8 @@
 //! The SQL side of runs: one row, read together with what the query saw.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use sqlx::postgres::{PgPool, PgRow};
 use sqlx::Row;
+use sqlx::postgres::{PgPool, PgRow};
 
 use super::columns::Column;
 use super::tuple::{CellError, Tuple};

@@ -110,8 +110,10 @@ mod tests {
         for (text, wire) in [
             ("{}", "{}"),
             ("{a,b}", r#"{"a","b"}"#),
-            (r#"{a,"b c","d\"q","e,f","NULL",NULL,"back\\slash","{x}",""}"#,
-             r#"{"a","b c","d\"q","e,f","NULL","back\\slash","{x}",""}"#),
+            (
+                r#"{a,"b c","d\"q","e,f","NULL",NULL,"back\\slash","{x}",""}"#,
+                r#"{"a","b c","d\"q","e,f","NULL","back\\slash","{x}",""}"#,
+            ),
         ] {
             assert_eq!(normalize(Kind::TextArray, text), wire);
         }

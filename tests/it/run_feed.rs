@@ -169,7 +169,9 @@ async fn skipped_columns_are_neither_sent_nor_in_the_schema_nor_a_reason_to_answ
     let path = format!("/realtime/v1/runs/{run}?offset=-1&skipColumns=metadata,%20payload,id,nope");
     let open = Shape::read(gateway.get(&path, environment.secret_key).send().await.unwrap()).await;
     let row = open.row().1;
-    assert!(row.get("metadata").is_none() && row.get("payload").is_none() && row.get("id").is_some());
+    assert!(
+        row.get("metadata").is_none() && row.get("payload").is_none() && row.get("id").is_some()
+    );
     assert!(!open.header("electric-schema").contains("metadata\""));
     set_metadata(&database.pool, run, 1).await;
     // The first update after the start may send columns anew, as the row before is not known.
@@ -211,7 +213,10 @@ async fn what_the_window_does_not_hold_gets_one_409_whose_handle_works() {
                 assert_eq!(gone.header("access-control-expose-headers"), "*");
                 assert_ne!(gone.handle(), handle);
                 assert_eq!(gone.handle(), gone.header("electric-shape-id"));
-                let again = format!("/realtime/v1/runs/{run}?expired_handle={handle}&handle={}&offset=-1", gone.handle());
+                let again = format!(
+                    "/realtime/v1/runs/{run}?expired_handle={handle}&handle={}&offset=-1",
+                    gone.handle()
+                );
                 let fresh = Shape::read(gateway.get(&again, key).send().await.unwrap()).await;
                 assert_eq!(fresh.status, 200);
                 assert_eq!(fresh.row().0, "insert");
@@ -253,13 +258,17 @@ async fn refusals_have_the_contracts_status_body_and_headers() {
         (&rival, key, 404, r#"{"error":"Not found"}"#),
         (&own, elsewhere.as_str(), 403, forbidden),
     ] {
-        let request = gateway.get(path, token).header("origin", "https://app.example");
+        let request = gateway.request("GET", path).header("origin", "https://app.example");
+        let request = if token.is_empty() { request } else { request.bearer_auth(token) };
         let refusal = Shape::read(request.send().await.unwrap()).await;
         assert_eq!((refusal.status.as_u16(), refusal.text.as_str()), (status, body));
         assert_eq!(refusal.header("content-type"), "application/json; charset=utf-8");
         assert_eq!(refusal.header("access-control-allow-origin"), "https://app.example");
         assert_eq!(refusal.header("vary"), "Origin");
-        assert_eq!(refusal.header("access-control-expose-headers"), "x-trigger-jwt,x-trigger-jwt-claims");
+        assert_eq!(
+            refusal.header("access-control-expose-headers"),
+            "x-trigger-jwt,x-trigger-jwt-claims"
+        );
         assert_eq!(refusal.header("x-should-retry"), if status == 404 { "false" } else { "" });
     }
     gateway.stop().await;
@@ -270,20 +279,31 @@ async fn scopes_open_a_run_by_itself_its_task_its_tag_or_its_batch() {
     let database = fresh_database().await;
     let seeded = database.seeded;
     insert_run(&database.pool, seeded.production.id, "run_1").await;
-    let batch: String = sqlx::query_scalar(r#"SELECT id FROM "BatchTaskRun" WHERE "friendlyId" = $1"#)
-        .bind(seeded.batch)
-        .fetch_one(&database.pool)
-        .await
-        .unwrap();
+    let batch: String =
+        sqlx::query_scalar(r#"SELECT id FROM "BatchTaskRun" WHERE "friendlyId" = $1"#)
+            .bind(seeded.batch)
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
     let facts = format!(r#""runTags" = '{{user:1,b}}', "batchId" = '{batch}'"#);
     update(&database.pool, "run_1", &facts).await;
     let gateway = Gateway::start(&database.url, &["--hold=100ms"]).await;
     let of_batch = format!("read:batch:{}", seeded.batch);
     let cases = [
-        ("read:runs:run_1", 200), ("read:runs", 200), ("read:all", 200), ("admin", 200),
-        ("read:tasks:hello", 200), ("read:tags:user:1", 200), (of_batch.as_str(), 200),
-        ("read:runs:run_2", 403), ("read:tasks:other", 403), ("read:tags:user", 403),
-        ("read:batch:batch_other", 403), ("write:runs:run_1", 403), ("read", 403), ("", 403),
+        ("read:runs:run_1", 200),
+        ("read:runs", 200),
+        ("read:all", 200),
+        ("admin", 200),
+        ("read:tasks:hello", 200),
+        ("read:tags:user:1", 200),
+        (of_batch.as_str(), 200),
+        ("read:runs:run_2", 403),
+        ("read:tasks:other", 403),
+        ("read:tags:user", 403),
+        ("read:batch:batch_other", 403),
+        ("write:runs:run_1", 403),
+        ("read", 403),
+        ("", 403),
     ];
     // First from the database; then, once the stream has brought a change, from memory.
     for round in 0..2 {

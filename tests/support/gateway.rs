@@ -111,9 +111,8 @@ impl Gateway {
     pub async fn metric(&self, name: &str) -> f64 {
         let url = format!("{}/metrics", self.admin_url);
         let text = self.client.get(url).send().await.expect("metrics").text().await.expect("text");
-        let of_name = |line: &&str| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
-        };
+        let of_name =
+            |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
         text.lines()
             .filter(of_name)
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
@@ -189,4 +188,3 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl Fn
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
-
