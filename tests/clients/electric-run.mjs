@@ -9,10 +9,7 @@ observeResponses();
 const { ShapeStream } = await import(alias);
 const stream = new ShapeStream({
   url: `${required("BASE_URL")}/realtime/v1/runs/${required("RUN_ID")}`,
-  headers: {
-    Authorization: `Bearer ${required("ACCESS_TOKEN")}`,
-    "x-trigger-electric-version": "1.0.0-beta.1",
-  },
+  headers: { Authorization: `Bearer ${required("ACCESS_TOKEN")}` },
   ...(handle && offset ? { handle, offset } : {}),
   onError: observeError,
 });

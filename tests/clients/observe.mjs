@@ -16,6 +16,12 @@ export function observeError(error) {
   observe("error", { name: error?.name, status: error?.status, message: error?.message ?? String(error) });
 }
 
+// A killed test drops nobody, but its pipes close. Without this its clients would retry for ever.
+if (process.env.EXIT_WITH_STDIN) {
+  process.stdin.on("close", () => process.exit(3)).resume();
+  process.stdin.unref();
+}
+
 // SDKs tell nobody about answers that end a subscription, so their fetch is watched from outside.
 // Call it before a client is loaded.
 export function observeResponses() {
