@@ -1,0 +1,136 @@
+//! The answer that the bare server gives: a real one of Runwire's, with its version exchanged.
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::answer::{Framing, Head, join_chunks, versions};
+use crate::runs::FIRST_VERSION;
+
+/// A recorded answer, ready to be given for any version.
+pub struct Template {
+    headers: HeaderMap,
+    offset_digits: usize,
+    before_version: Vec<u8>,
+    after_version: Vec<u8>,
+    /// Whether the recorded head had a `date`, which hyper then adds by itself.
+    pub dated: bool,
+}
+
+/// The answer that brings one version.
+pub struct Prepared {
+    /// The version.
+    pub version: u64,
+    /// All headers but those that hyper adds.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Written by the server's HTTP layer itself, from the body and the clock.
+const WRITTEN_BY_HYPER: [&str; 4] = ["content-length", "transfer-encoding", "date", "connection"];
+
+impl Template {
+    /// Reads a recorded answer, head and body as they were on the wire.
+    pub fn read(recorded: &[u8]) -> Result<Template> {
+        let head = Head::read(recorded).context("the recorded answer has no complete head")?;
+        let offset = head.offset.context("the recorded answer has no electric-offset")?;
+        let offset_digits = offset.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let after_head = &recorded[head.body_start..];
+        let body = match head.framing {
+            Framing::Length(length) => after_head.get(..length).map(<[u8]>::to_vec),
+            Framing::Chunked => join_chunks(after_head).map(|(body, _)| body),
+        };
+        let body = body.context("the recorded body is not complete")?;
+        let (digits, version) =
+            versions(&body).last().context("the recorded body shows no version")?;
+        let after = digits + version.to_string().len();
+
+        let mut headers = HeaderMap::new();
+        let mut dated = false;
+        let lines = std::str::from_utf8(&recorded[..head.body_start])?.lines().skip(1);
+        for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+            let name = name.trim().to_ascii_lowercase();
+            dated |= name == "date";
+            if !WRITTEN_BY_HYPER.contains(&name.as_str()) {
+                let value = HeaderValue::from_str(value.trim())?;
+                headers.append(HeaderName::from_bytes(name.as_bytes())?, value);
+            }
+        }
+        Ok(Template {
+            headers,
+            offset_digits,
+            before_version: body[..digits].to_vec(),
+            after_version: body[after..].to_vec(),
+            dated,
+        })
+    }
+
+    /// The answer for one version. Its offset names the version in as many digits as were recorded.
+    pub fn prepare(&self, version: u64) -> Prepared {
+        let digits = version.to_string();
+        let body = [&self.before_version[..], digits.as_bytes(), &self.after_version].concat();
+        let mut headers = self.headers.clone();
+        let width = self.offset_digits;
+        if let Ok(offset) = HeaderValue::from_str(&format!("{version:0width$}_1")) {
+            headers.insert("electric-offset", offset);
+        }
+        Prepared { version, headers, body: body.into() }
+    }
+}
+
+/// An answer of about the size of Runwire's, for trials of the load generator without Runwire.
+pub fn sample() -> Vec<u8> {
+    let key = r#""key":"\"public\".\"TaskRun\"/\"cload00000000000000000000\"""#;
+    let value = format!(
+        r#""id":"cload00000000000000000000","status":"EXECUTING","updatedAt":"2026-01-02T03:04:05.678","metadata":"{{\"v\":{FIRST_VERSION}}}""#
+    );
+    let body = format!(
+        r#"[{{{key},"value":{{{value}}},"headers":{{"operation":"update"}}}},{{"headers":{{"control":"up-to-date"}}}}]"#
+    );
+    let families = [
+        (
+            "electric-handle",
+            "11121314151617181920-0123456789abcdef0123456789abcdef0123456789abcdef",
+        ),
+        ("electric-offset", "26500824_1"),
+        ("electric-cursor", "26500824"),
+        ("electric-up-to-date", ""),
+        (
+            "electric-shape-id",
+            "11121314151617181920-0123456789abcdef0123456789abcdef0123456789abcdef",
+        ),
+        ("electric-chunk-last-offset", "26500824_1"),
+        ("electric-next-cursor", "26500824"),
+        ("electric-chunk-up-to-date", ""),
+        ("content-type", "application/json; charset=utf-8"),
+        ("cache-control", "no-store"),
+        ("access-control-allow-origin", "*"),
+        ("access-control-expose-headers", "*"),
+        ("date", "Fri, 02 Jan 2026 03:04:05 GMT"),
+    ];
+    let mut text = String::from("HTTP/1.1 200 OK\r\n");
+    for (name, value) in families {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    text.push_str(&format!("content-length: {}\r\n\r\n{body}", body.len()));
+    text.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_version_and_the_offset_change_and_no_length_does() {
+        let recorded = sample();
+        let template = Template::read(&recorded).unwrap();
+        assert!(template.dated);
+        let prepared = template.prepare(FIRST_VERSION + 7);
+        let found: Vec<u64> = versions(&prepared.body).map(|(_, version)| version).collect();
+        assert_eq!(found, [FIRST_VERSION + 7]);
+        assert!(recorded.ends_with(&template.prepare(FIRST_VERSION).body));
+        assert_eq!(prepared.headers["electric-offset"], "01000007_1");
+        assert_eq!(prepared.headers.len(), 12, "all but date and content-length");
+    }
+}

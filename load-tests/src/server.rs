@@ -1,0 +1,179 @@
+//! The servers under test as child processes: Runwire and the bare one.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::cores::on_core;
+
+/// How long a server may take to come up and to go down.
+const START_LIMIT: Duration = Duration::from_secs(300);
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// A server process. Killed when dropped.
+pub struct Server {
+    child: Child,
+    /// Its public address.
+    pub address: SocketAddr,
+    /// From the start of the process until it was ready.
+    pub ready_after: Duration,
+}
+
+/// How Runwire is started.
+pub struct Runwire<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// The database.
+    pub url: &'a str,
+    /// `permanent`, `temporary` or `auto`.
+    pub slot_kind: &'a str,
+    /// A directory for its data and its log.
+    pub scratch: &'a Path,
+    /// The core that it runs on.
+    pub core: usize,
+}
+
+impl Runwire<'_> {
+    /// Starts it and waits until it says that it is ready.
+    pub fn start(&self) -> Result<Server> {
+        let listen = free_address()?;
+        let admin = free_address()?;
+        let log = self.scratch.join("runwire.log");
+        let output = File::create(&log)?;
+        let mut command = Command::new(self.program);
+        command
+            .arg("serve")
+            .env("DATABASE_URL", self.url)
+            .env("RUNWIRE_LISTEN", listen.to_string())
+            .env("RUNWIRE_ADMIN_LISTEN", admin.to_string())
+            .env("RUNWIRE_SLOT_KIND", self.slot_kind)
+            .env("RUNWIRE_DATA_DIR", self.scratch.join("data"))
+            .env_remove("DIRECT_URL")
+            .env_remove("RUNWIRE_REPLICATION_URL")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        let began = Instant::now();
+        let child = on_core(self.core, || {
+            command.spawn().with_context(|| format!("starting {}", self.program.display()))
+        })?;
+        let mut server = Server { child, address: listen, ready_after: Duration::ZERO };
+        while !is_ready(admin) {
+            if let Some(status) = server.child.try_wait()? {
+                bail!("runwire ended with {status}: {}", last_lines(&log));
+            }
+            if began.elapsed() > START_LIMIT {
+                bail!("runwire is not ready after {START_LIMIT:?}: {}", last_lines(&log));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        server.ready_after = began.elapsed();
+        Ok(server)
+    }
+}
+
+/// Starts the bare server, which is this program under another command.
+pub fn start_bare(answer: &Path, runs: usize, core: usize) -> Result<Server> {
+    let program = std::env::current_exe()?;
+    let began = Instant::now();
+    let mut command = Command::new(program);
+    command
+        .args(["bare", "--listen", "127.0.0.1:0", "--runs", &runs.to_string(), "--answer"])
+        .arg(answer)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = on_core(core, || command.spawn().context("starting the bare server"))?;
+    let mut line = String::new();
+    if let Some(output) = child.stdout.take() {
+        BufReader::new(output).read_line(&mut line)?;
+    }
+    let address = line.trim().parse();
+    let mut server = Server { child, address: free_address()?, ready_after: began.elapsed() };
+    server.address = address.context("the bare server did not say where it listens")?;
+    Ok(server)
+}
+
+impl Server {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end by SIGTERM and returns how long it took.
+    pub fn stop(mut self) -> Result<Duration> {
+        let began = Instant::now();
+        let pid = i32::try_from(self.child.id()).context("an impossible process id")?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).context("sending SIGTERM")?;
+        while began.elapsed() < STOP_LIMIT {
+            if self.child.try_wait()?.is_some() {
+                return Ok(began.elapsed());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("the server ignored SIGTERM for {STOP_LIMIT:?}")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An address that was free a moment ago. Each server gets a new one, so that no connection of an
+/// earlier trial, still closing, stands in its way.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+fn is_ready(admin: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let limit = Duration::from_secs(2);
+        let mut stream = TcpStream::connect_timeout(&admin, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
+        let mut start = [0; 12];
+        stream.read_exact(&mut start)?;
+        Ok(start.ends_with(b"200"))
+    };
+    ask().unwrap_or(false)
+}
+
+fn last_lines(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(15).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+/// A directory of this invocation's own, removed at the end.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes it.
+    pub fn new() -> Result<Scratch> {
+        let path = std::env::temp_dir().join(format!("runwire-load-{}", std::process::id()));
+        std::fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(Scratch(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed is left to the system's own cleaning of temporary files.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
