@@ -3,13 +3,19 @@
 #![warn(missing_docs)]
 
 mod answer;
+mod backlog;
 mod bare;
+mod calibration;
 mod comparison;
 mod cores;
 mod database;
+#[cfg(feature = "intake")]
+mod intake;
 mod ledger;
 mod prepared;
 mod process;
+#[cfg(any(test, feature = "intake"))]
+mod recorded;
 mod report;
 mod runs;
 mod server;
@@ -51,11 +57,26 @@ enum Command {
     Spread(Spread),
     /// The walsender's own latency: from COMMIT to a bare logical receiver.
     Walsender(Walsender),
+    /// Decoder and window alone, on a stream made beforehand, on one core.
+    #[cfg(feature = "intake")]
+    Intake(Intake),
+    /// A backlog that grew while Runwire was down, and a restart on a full window.
+    Backlog(Backlog),
     /// Everything that goes into docs/BENCHMARKS.md.
     All(All),
     /// The bare server itself; started by the other commands.
     #[command(hide = true)]
     Bare(Bare),
+}
+
+impl Command {
+    fn needs_gateway(&self) -> bool {
+        #[cfg(feature = "intake")]
+        if matches!(self, Command::Intake(_)) {
+            return false;
+        }
+        true
+    }
 }
 
 #[derive(Args)]
@@ -137,6 +158,25 @@ struct Walsender {
     common: Common,
 }
 
+#[cfg(feature = "intake")]
+#[derive(Args)]
+struct Intake {
+    /// Measured changes
+    #[arg(long, default_value_t = 1_000_000)]
+    changes: usize,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct Backlog {
+    /// Changes committed while Runwire is down, each a transaction of its own
+    #[arg(long, default_value_t = 200_000)]
+    changes: usize,
+    #[command(flatten)]
+    common: Common,
+}
+
 #[derive(Args)]
 struct All {
     #[command(flatten)]
@@ -162,6 +202,9 @@ fn main() -> Result<()> {
         Command::Fanout(fanout) => &fanout.common,
         Command::Spread(spread) => &spread.common,
         Command::Walsender(walsender) => &walsender.common,
+        #[cfg(feature = "intake")]
+        Command::Intake(intake) => &intake.common,
+        Command::Backlog(backlog) => &backlog.common,
         Command::All(all) => &all.common,
         Command::Bare(_) => unreachable!("it has returned above"),
     };
@@ -187,13 +230,16 @@ async fn run(
 ) -> Result<()> {
     let scratch = Scratch::new()?;
     let mut facts = machine(common, descriptors);
-    let gateway = match common.bare_only {
+    let gateway = match common.bare_only || !command.needs_gateway() {
         true => None,
         false => Some(gateway(common, &scratch).await?),
     };
     if let Some(gateway) = &gateway {
         facts.extend(database::facts(&gateway.database.url).await?);
     }
+    let loopback = calibration::loopback_us(common.server_core)?;
+    facts
+        .push(("one write and one read of 1,500 bytes over loopback", format!("{loopback:.1} µs")));
     report.facts(&facts);
     let bench = Bench { scratch, gateway, server_core: common.server_core, repeat: common.repeat };
     match command {
@@ -204,12 +250,16 @@ async fn run(
             run_spread(&bench, &spread.subscribers, spread.rate, &spread.pace, report).await
         }
         Command::Walsender(walsender) => run_walsender(&bench, walsender.updates, report).await,
+        #[cfg(feature = "intake")]
+        Command::Intake(intake) => run_intake(common, intake.changes, report),
+        Command::Backlog(backlog) => run_backlog(&bench, backlog.changes, report).await,
         Command::All(_) => {
             let pace = Pace { updates: None, warm_up: 3, pause_ms: 1 };
             run_walsender(&bench, 300, report).await?;
             run_fanout(&bench, &[1, 100, 1000, 5000, 10000], None, &pace, report).await?;
             run_fanout(&bench, &[1000], Some(10.0), &pace, report).await?;
-            run_spread(&bench, &[1000, 10000], 100.0, &pace, report).await
+            run_spread(&bench, &[1000, 10000], 100.0, &pace, report).await?;
+            run_backlog(&bench, 200_000, report).await
         }
         Command::Bare(_) => unreachable!("it has returned in main"),
     }
@@ -313,5 +363,26 @@ async fn run_walsender(bench: &Bench, updates: usize, report: &mut Report) -> Re
         )),
         None => report.line("Not measured: there is no pg_recvlogical beside this Postgres."),
     }
+    Ok(())
+}
+
+async fn run_backlog(bench: &Bench, changes: usize, report: &mut Report) -> Result<()> {
+    let gateway = bench.gateway.as_ref().context("a backlog needs a database")?;
+    let found = backlog::measure(bench, gateway, changes).await?;
+    report.heading(&format!(
+        "Backlog: {changes} changes, each a transaction, committed while Runwire was down"
+    ));
+    report.backlog(&found);
+    Ok(())
+}
+
+#[cfg(feature = "intake")]
+fn run_intake(common: &Common, changes: usize, report: &mut Report) -> Result<()> {
+    let mut found = Vec::new();
+    for _ in 0..common.repeat {
+        found.push(cores::on_core(common.server_core, || intake::measure(changes))?);
+    }
+    report.heading("Intake: decoder and window on a recorded stream, one core, nobody listening");
+    report.intake(&found);
     Ok(())
 }

@@ -11,6 +11,7 @@ use crate::runs::FIRST_VERSION;
 pub struct Template {
     headers: HeaderMap,
     offset_digits: usize,
+    offset_end: String,
     before_version: Vec<u8>,
     after_version: Vec<u8>,
     /// Whether the recorded head had a `date`, which hyper then adds by itself.
@@ -60,6 +61,7 @@ impl Template {
         Ok(Template {
             headers,
             offset_digits,
+            offset_end: String::from_utf8_lossy(&offset[offset_digits..]).into_owned(),
             before_version: body[..digits].to_vec(),
             after_version: body[after..].to_vec(),
             dated,
@@ -71,8 +73,8 @@ impl Template {
         let digits = version.to_string();
         let body = [&self.before_version[..], digits.as_bytes(), &self.after_version].concat();
         let mut headers = self.headers.clone();
-        let width = self.offset_digits;
-        if let Ok(offset) = HeaderValue::from_str(&format!("{version:0width$}_1")) {
+        let (width, end) = (self.offset_digits, &self.offset_end);
+        if let Ok(offset) = HeaderValue::from_str(&format!("{version:0width$}{end}")) {
             headers.insert("electric-offset", offset);
         }
         Prepared { version, headers, body: body.into() }

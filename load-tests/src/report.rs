@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::backlog::{Backlog, Drain};
 use crate::comparison::Comparison;
 use crate::statistics::{Percentiles, median};
 use crate::trial::{Found, ms};
@@ -49,6 +50,74 @@ impl Report {
             self.row("bare hyper", comparison, &comparison.bare);
         }
         self.ratios(comparisons);
+    }
+
+    /// Adds how fast the decoder and the window took a recorded stream.
+    #[cfg(feature = "intake")]
+    pub fn intake(&mut self, found: &[crate::intake::Intake]) {
+        self.line("| part | changes/s (min–max) | µs per change | MB/s |");
+        self.line("|---|---|---|---|");
+        let parts: [(&str, fn(&crate::intake::Intake) -> f64); 2] = [
+            ("decoder", |found| found.decoding.as_secs_f64()),
+            ("decoder and window, postings included", |found| found.whole.as_secs_f64()),
+        ];
+        for (name, seconds) in parts {
+            let rates: Vec<f64> =
+                found.iter().map(|found| found.changes as f64 / seconds(found)).collect();
+            let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
+            let rates = Percentiles::of(rates);
+            let bytes = median(found.iter().map(|found| found.bytes as f64 / seconds(found)));
+            // Writing into a String cannot fail.
+            let _ = writeln!(
+                self.text,
+                "| {name} | {:.0} ({least:.0}–{:.0}) | {:.2} | {:.0} |",
+                rates.p50,
+                rates.max,
+                1e6 / rates.p50,
+                bytes / 1e6,
+            );
+        }
+    }
+
+    /// Adds what became of a backlog.
+    pub fn backlog(&mut self, found: &Backlog) {
+        self.line(
+            "| who drains | wall, s (median; min–max) | CPU, µs per change | Postgres CPU, µs per change | changes/s |",
+        );
+        self.line("|---|---|---|---|---|");
+        self.drains("Runwire, from start to ready", &found.runwire, found.changes);
+        match &found.receiver[..] {
+            [] => self.line("| pg_recvlogical is not beside this Postgres | – | – | – | – |"),
+            drains => self.drains("pg_recvlogical to /dev/null", drains, found.changes),
+        }
+        self.line("");
+        let list = |values: &[f64]| {
+            values.iter().map(|value| format!("{value:.2}")).collect::<Vec<_>>().join(", ")
+        };
+        self.line(&format!(
+            "Ready again after a restart on the window that the backlog had filled: {} s. Stopping by SIGTERM before it took {} s.",
+            list(&found.restarts),
+            list(&found.stops),
+        ));
+    }
+
+    fn drains(&mut self, who: &str, drains: &[Drain], changes: usize) {
+        let wall = Percentiles::of(drains.iter().map(|drain| drain.wall.as_secs_f64()).collect());
+        let least =
+            drains.iter().map(|drain| drain.wall.as_secs_f64()).fold(f64::INFINITY, f64::min);
+        let each = |value: fn(&Drain) -> std::time::Duration| {
+            median(drains.iter().map(|drain| value(drain).as_secs_f64())) * 1e6 / changes as f64
+        };
+        // Writing into a String cannot fail.
+        let _ = writeln!(
+            self.text,
+            "| {who} | {:.2} ({least:.2}–{:.2}) | {:.1} | {:.1} | {:.0} |",
+            wall.p50,
+            wall.max,
+            each(|drain| drain.cpu),
+            each(|drain| drain.postgres),
+            changes as f64 / wall.p50.max(1e-9),
+        );
     }
 
     fn row(&mut self, server: &str, comparison: &Comparison, trials: &[Found]) {
