@@ -38,11 +38,7 @@ struct Bare {
 /// Serves until standard input ends, so that it cannot outlive the process that started it.
 pub fn serve(listen: SocketAddr, answer: &Path, count: usize) -> Result<()> {
     let recorded = std::fs::read(answer).context("reading the recorded answer")?;
-    let template = Template::read(&recorded)?;
-    let dated = template.dated;
-    let first = Arc::new(template.prepare(FIRST_VERSION));
-    let topic = |_| Topic { newest: RwLock::new(first.clone()), wake: Notify::new() };
-    let bare = Arc::new(Bare { topics: (0..count).map(topic).collect(), template });
+    let bare = Bare::new(Template::read(&recorded)?, count);
 
     // As many workers as the cores this process may run on, as Runwire's own runtime.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -57,13 +53,21 @@ pub fn serve(listen: SocketAddr, answer: &Path, count: usize) -> Result<()> {
         println!("{}", listener.local_addr()?);
         std::io::stdout().flush()?;
         // On a worker, as every connection; the main thread only waits for the end.
-        tokio::spawn(accept(listener, bare, dated));
+        tokio::spawn(accept(listener, bare));
         let _ = until_closed.await;
         Ok(())
     })
 }
 
-async fn accept(listener: TcpListener, bare: Arc<Bare>, dated: bool) {
+impl Bare {
+    fn new(template: Template, count: usize) -> Arc<Bare> {
+        let first = Arc::new(template.prepare(FIRST_VERSION));
+        let topic = |_| Topic { newest: RwLock::new(first.clone()), wake: Notify::new() };
+        Arc::new(Bare { topics: (0..count).map(topic).collect(), template })
+    }
+}
+
+async fn accept(listener: TcpListener, bare: Arc<Bare>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors: some may be free again soon.
@@ -74,9 +78,9 @@ async fn accept(listener: TcpListener, bare: Arc<Bare>, dated: bool) {
         let _ = stream.set_nodelay(true);
         let bare = bare.clone();
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(bare.clone(), request));
             let mut builder = http1::Builder::new();
-            builder.auto_date_header(dated);
+            builder.auto_date_header(bare.template.dated);
+            let service = service_fn(move |request| answer(bare.clone(), request));
             // A connection that breaks is the client's affair.
             let _ = builder.serve_connection(TokioIo::new(stream), service).await;
         });
@@ -156,6 +160,38 @@ fn version_in_offset(query: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Ledger;
+    use crate::subscriber::{Crowd, subscribe};
+    use crate::writer::Writer;
+
+    #[tokio::test]
+    async fn every_subscriber_sees_every_version_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let template = Template::read(&crate::prepared::sample()).unwrap();
+        tokio::spawn(accept(listener, Bare::new(template, 2)));
+
+        let ledger = Ledger::new();
+        let admission = tokio::sync::Semaphore::new(4);
+        let crowd = Arc::new(Crowd { address, ledger: ledger.clone(), admission });
+        for index in 0..20 {
+            tokio::spawn(subscribe(crowd.clone(), index % 2));
+        }
+        let limit = Duration::from_secs(20);
+        assert!(ledger.all_live(20, limit).await);
+        let writer = Writer::bare(address);
+        for step in 1..=5 {
+            for run in 0..2 {
+                writer.change(run, FIRST_VERSION + step).await.unwrap();
+            }
+            assert!(ledger.reach(step * 20, limit).await, "{:?}", ledger.faults());
+        }
+        let deliveries = ledger.take_deliveries();
+        assert_eq!(deliveries.len(), 100);
+        assert_eq!(deliveries.iter().filter(|d| d.run == 1).count(), 50);
+        let faults = ledger.faults();
+        assert_eq!(faults.skipped + faults.repeated + faults.backward + faults.disconnects, 0);
+    }
 
     #[test]
     fn a_publication_names_its_run_and_version() {

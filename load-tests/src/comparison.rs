@@ -15,10 +15,10 @@ use crate::writer::Writer;
 
 /// What a whole invocation uses.
 pub struct Bench {
-    /// For logs, the recorded answer and the database.
-    pub scratch: Scratch,
     /// The gateway, unless only the bare server is to be tried.
     pub gateway: Option<Gateway>,
+    /// For logs and the recorded answer.
+    pub scratch: Scratch,
     /// The core of the server under test.
     pub server_core: usize,
     /// How often each server is tried.

@@ -1,6 +1,6 @@
 //! How fast the decoder and the window take in a recorded stream while nobody listens.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use runwire::feed::{Feed, Limits};
@@ -8,6 +8,7 @@ use runwire::postgres::{Lsn, Snapshot};
 use runwire::replication::change::{Event, Reset, Tx};
 use runwire::replication::pgoutput::Decoder;
 
+use crate::process::cpu;
 use crate::recorded::{Recorded, Transaction};
 
 /// Taken in before the clock starts, so that the window is full and evicts as it does in the long run.
@@ -23,33 +24,35 @@ pub struct Intake {
     pub changes: usize,
     /// How many bytes their messages had.
     pub bytes: usize,
-    /// Time for decoding alone.
+    /// CPU time for decoding alone.
     pub decoding: Duration,
-    /// Time for decoding and taking in.
+    /// CPU time for decoding and taking in.
     pub whole: Duration,
 }
 
-/// Takes in `changes` changes on the calling thread.
+/// Takes in `changes` changes on the calling thread, while the process does nothing else: its CPU time
+/// is taken, so that a neighbour on the same core does not count.
 pub fn measure(changes: usize) -> Result<Intake> {
     let recorded = Recorded::new();
+    let own = std::process::id();
 
     let mut decoder = Decoder::default();
     decoder.decode(recorded.relation.clone(), &mut Vec::new())?;
     let mut bytes = 0;
-    let began = Instant::now();
+    let before = cpu(own)?;
     for transaction in recorded.transactions().take(changes) {
         bytes += transaction.update.len();
         std::hint::black_box(decode(&mut decoder, transaction)?);
     }
-    let decoding = began.elapsed();
+    let decoding = cpu(own)?.saturating_sub(before);
 
     let feed = Feed::new(LIMITS);
     let xid = recorded.transactions().next().map_or(0, |first| u64::from(first.xid));
     feed.apply(Event::Reset(Reset { epoch: 1, floor: Lsn(0), past: None }));
-    let mut began = Instant::now();
+    let mut before = cpu(own)?;
     for (number, transaction) in recorded.transactions().take(WARM_UP + changes).enumerate() {
         if number == WARM_UP {
-            began = Instant::now();
+            before = cpu(own)?;
         }
         feed.apply(Event::Tx(decode(&mut decoder, transaction)?));
         if number % SETTLE_EVERY == 0 {
@@ -58,7 +61,7 @@ pub fn measure(changes: usize) -> Result<Intake> {
             feed.settle(Snapshot { xmin: next, xmax: next, xip: Vec::new() });
         }
     }
-    Ok(Intake { changes, bytes, decoding, whole: began.elapsed() })
+    Ok(Intake { changes, bytes, decoding, whole: cpu(own)?.saturating_sub(before) })
 }
 
 fn decode(decoder: &mut Decoder, transaction: Transaction) -> Result<Tx> {

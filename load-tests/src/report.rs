@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::backlog::{Backlog, Drain};
 use crate::comparison::Comparison;
 use crate::statistics::{Percentiles, median};
-use crate::trial::{Found, ms};
+use crate::trial::{END, Found, HELD, ms};
 
 /// A document that grows by sections.
 #[derive(Default)]
@@ -42,7 +42,7 @@ impl Report {
     /// Adds the table of comparisons of one kind.
     pub fn comparisons(&mut self, comparisons: &[Comparison]) {
         self.line(
-            "| server | N | p50 / p90 / p99 / max, ms | last of all p50 / max, ms | deliveries/s (min–max) | got/expected | server CPU, ms per 1,000 (min–max) | client CPU, ms per 1,000 | RSS per subscriber, KiB | RSS empty → held → end, MiB | all live after, s (CPU, s) | other CPU, max | load average | faults |",
+            "| server | N | p50 / p90 / p99 / max, ms | last of all p50 / max, ms | deliveries/s (min–max) | got/expected | server CPU, ms per 1,000 (min–max) | client CPU, ms per 1,000 | RSS per subscriber held / at the end, KiB | RSS empty → held → end, MiB | all live after, s (CPU, s) | other CPU, max | load average | events |",
         );
         self.line("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
         for comparison in comparisons {
@@ -53,15 +53,17 @@ impl Report {
     }
 
     /// Adds how fast the decoder and the window took a recorded stream.
-    #[cfg(feature = "intake")]
     pub fn intake(&mut self, found: &[crate::intake::Intake]) {
-        self.line("| part | changes/s (min–max) | µs per change | MB/s |");
+        self.line(
+            "| part | changes per CPU second (min–max) | µs per change | MB per CPU second |",
+        );
         self.line("|---|---|---|---|");
-        let parts: [(&str, fn(&crate::intake::Intake) -> f64); 2] = [
-            ("decoder", |found| found.decoding.as_secs_f64()),
-            ("decoder and window, postings included", |found| found.whole.as_secs_f64()),
-        ];
-        for (name, seconds) in parts {
+        for (name, decoding_only) in
+            [("decoder", true), ("decoder and window, postings included", false)]
+        {
+            let seconds = |found: &crate::intake::Intake| {
+                (if decoding_only { found.decoding } else { found.whole }).as_secs_f64()
+            };
             let rates: Vec<f64> =
                 found.iter().map(|found| found.changes as f64 / seconds(found)).collect();
             let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
@@ -140,7 +142,7 @@ impl Report {
         // Writing into a String cannot fail.
         let _ = writeln!(
             self.text,
-            "| {server} | {subscribers} | {:.2} / {:.2} / {:.2} / {:.2} | {:.2} / {:.2} | {rate:.0} ({rate_min:.0}–{rate_max:.0}) | {}/{} | {cpu:.1} ({cpu_min:.1}–{cpu_max:.1}) | {:.1} | {:.1} | {:.0} → {:.0} → {:.0} | {:.2} ({:.2}) | {:.0} % | {load} | {} |",
+            "| {server} | {subscribers} | {:.2} / {:.2} / {:.2} / {:.2} | {:.2} / {:.2} | {rate:.0} ({rate_min:.0}–{rate_max:.0}) | {}/{} | {cpu:.1} ({cpu_min:.1}–{cpu_max:.1}) | {:.1} | {:.1} / {:.1} | {:.0} → {:.0} → {:.0} | {:.2} ({:.2}) | {:.0} % | {load} | {} |",
             middle(&|t| t.latency.p50),
             middle(&|t| t.latency.p90),
             middle(&|t| t.latency.p99),
@@ -150,14 +152,15 @@ impl Report {
             sum(&|t| t.got),
             sum(&|t| t.expected),
             middle(&Found::client_us),
-            middle(&|t| t.kib_per_subscriber(subscribers)),
+            middle(&|t| t.kib_per_subscriber(HELD, subscribers)),
+            middle(&|t| t.kib_per_subscriber(END, subscribers)),
             mib(0),
             mib(1),
             mib(2),
             middle(&|t| ms(t.setup) / 1e3),
             middle(&|t| t.setup_cpu.as_secs_f64()),
             others * 100.0,
-            faults(trials),
+            events(trials),
         );
     }
 
@@ -167,9 +170,9 @@ impl Report {
         }
         self.line("");
         self.line(
-            "| Runwire as a ratio to bare hyper | deliveries/s | deliveries per server core second | server CPU per delivery | RSS per subscriber | commit, p50 ms | Postgres CPU, ms per change |",
+            "| Runwire as a ratio to bare hyper | deliveries/s | deliveries per server core second | server CPU per delivery | RSS per subscriber held | … at the end | commit, p50 ms | Postgres CPU, ms per change |",
         );
-        self.line("|---|---|---|---|---|---|---|");
+        self.line("|---|---|---|---|---|---|---|---|");
         for comparison in comparisons {
             let Comparison { load, runwire, bare } = comparison;
             let ratio = |value: &dyn Fn(&Found) -> f64| {
@@ -178,12 +181,13 @@ impl Report {
             let changes = load.updates as f64;
             let _ = writeln!(
                 self.text,
-                "| N = {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} |",
+                "| N = {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} |",
                 load.subscribers,
                 ratio(&|t| t.per_second),
                 ratio(&Found::per_core_second),
                 ratio(&Found::server_us),
-                ratio(&|t| t.kib_per_subscriber(load.subscribers)),
+                ratio(&|t| t.kib_per_subscriber(HELD, load.subscribers)),
+                ratio(&|t| t.kib_per_subscriber(END, load.subscribers)),
                 median(runwire.iter().map(|t| t.commit.p50)),
                 median(runwire.iter().map(|t| ms(t.spent.postgres) / changes)),
             );
@@ -191,8 +195,8 @@ impl Report {
     }
 }
 
-/// What went wrong in all trials together, in words; a dash when nothing did.
-fn faults(trials: &[Found]) -> String {
+/// What happened beside plain deliveries in all trials together, in words; a dash when nothing did.
+fn events(trials: &[Found]) -> String {
     let total = |value: fn(&Found) -> u64| trials.iter().map(value).sum::<u64>();
     let counts = [
         ("skipped", total(|t| t.faults.skipped)),

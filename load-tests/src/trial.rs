@@ -40,6 +40,11 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// How many subscribers may be between their first request and their first live poll.
 const AT_ONCE: usize = 128;
 
+/// Memory while all are held and none has been told anything.
+pub const HELD: usize = 1;
+/// Memory after the last change.
+pub const END: usize = 2;
+
 /// What a trial found.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -61,7 +66,8 @@ pub struct Found {
     pub per_second: f64,
     /// CPU times of the measured part.
     pub spent: Spent,
-    /// The server's memory before the first subscriber, with all of them held, and at the end, KiB.
+    /// The server's memory in KiB before the first subscriber, with all of them held ([`HELD`]), and
+    /// after the last change ([`END`]).
     pub resident: [u64; 3],
     /// The load average at the end.
     pub load_average: String,
@@ -82,9 +88,9 @@ impl Found {
         self.spent.client.as_secs_f64() * 1e6 / (self.got as f64).max(1.0)
     }
 
-    /// Growth of the server's memory per subscriber while all are held, in KiB.
-    pub fn kib_per_subscriber(&self, subscribers: usize) -> f64 {
-        self.resident[1].saturating_sub(self.resident[0]) as f64 / (subscribers as f64).max(1.0)
+    /// Growth of the server's memory per subscriber, in KiB.
+    pub fn kib_per_subscriber(&self, when: usize, subscribers: usize) -> f64 {
+        self.resident[when].saturating_sub(self.resident[0]) as f64 / (subscribers as f64).max(1.0)
     }
 
     /// Deliveries that one core of the server would make in a second.
