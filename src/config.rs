@@ -46,7 +46,7 @@ pub struct DatabaseArgs {
     /// Where replication connects, if that is neither DIRECT_URL nor DATABASE_URL
     #[arg(long, env = "RUNWIRE_REPLICATION_URL", value_name = "URL", hide_env_values = true)]
     pub replication_url: Option<String>,
-    /// Connections for snapshots and credentials
+    /// Connections for snapshots. Five more serve credentials and the watch on the stream's lag
     #[arg(long, env = "RUNWIRE_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N")]
     pub database_connections: u32,
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::task::JoinHandle;
@@ -17,7 +18,7 @@ use crate::readiness::{Lag, Readiness};
 use crate::replication::change::{Event, Marks};
 use crate::replication::{self, SetupError, Source};
 use crate::runs::store::RunStore;
-use crate::telemetry;
+use crate::telemetry::{self, FeedMetrics};
 
 /// How often the server's state is looked at once the stream is caught up.
 const TICK: Duration = Duration::from_secs(1);
@@ -27,6 +28,8 @@ const EAGER_TICK: Duration = Duration::from_millis(25);
 const RETAINED_EVERY: u32 = 10;
 /// A stream further behind than this is not ready.
 const READY_LAG: Duration = Duration::from_secs(3);
+/// Connections for looking up credentials.
+const KEY_CONNECTIONS: u32 = 4;
 /// How long a drain may take before what is left is cut.
 const DRAIN_LIMIT: Duration = Duration::from_secs(4);
 
@@ -96,21 +99,23 @@ impl Server {
         let admin_address = local(&admin, settings.admin_listen)?;
 
         let (drain, stop_stream) = (CancellationToken::new(), CancellationToken::new());
-        let pool = PgPoolOptions::new()
-            .max_connections(settings.database_connections)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(settings.sql_url.sql_options());
-        // The ticker has a connection of its own, since its look must not queue behind snapshots.
-        let ticker_pool = PgPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(settings.sql_url.sql_options());
+        let pool = |connections| {
+            // A query that nobody waits for any more ends on the server as well.
+            let options = settings.sql_url.sql_options().options([("statement_timeout", "10s")]);
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(5))
+                .connect_lazy_with(options)
+        };
+        // Three pools: neither credentials nor the ticker's look may queue behind snapshots.
+        let (snapshots, keys) = (pool(settings.database_connections), pool(KEY_CONNECTIONS));
+        let ticker_pool = pool(1);
 
         let feed = Feed::new(settings.window.clone());
         let readiness = Arc::new(Readiness::default());
         let marks = Marks::new();
-        let store = RunStore::new(pool.clone());
-        let door = Door::new(pool, auth::Settings::default());
+        let store = RunStore::new(snapshots);
+        let door = Door::new(keys, auth::Settings::default());
         let source = Source::new(settings.replication).await?;
         let status = source.status();
 
@@ -133,10 +138,12 @@ impl Server {
             marks,
             status,
             readiness: Arc::clone(&readiness),
+            metrics: metrics.clone(),
         };
 
         let runs = RunFeeds::new(feed, store, readiness.flag(), drain.clone());
-        let app = Arc::new(App { door, runs, hold: settings.hold });
+        let metrics_of_runs = FeedMetrics::of("run");
+        let app = Arc::new(App { door, runs, hold: settings.hold, metrics: metrics_of_runs });
         let ops = Ops { readiness: Arc::clone(&readiness), metrics };
         let limit = settings.max_connections;
         let public_routes = http::public(app, ops.clone());
@@ -174,6 +181,7 @@ struct Ticker {
     marks: Arc<Marks>,
     status: Arc<replication::Status>,
     readiness: Arc<Readiness>,
+    metrics: PrometheusHandle,
 }
 
 impl Ticker {
@@ -188,6 +196,8 @@ impl Ticker {
             if tick % RETAINED_EVERY == 0 {
                 self.measure_slot().await;
             }
+            // Histograms are kept value by value until this is called.
+            self.metrics.run_upkeep();
             let ready = reason.is_none();
             if !stop.is_cancelled() {
                 self.readiness.set(reason);

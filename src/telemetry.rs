@@ -1,6 +1,10 @@
 //! Every metric, defined once, and the set-up of logs.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use std::time::SystemTime;
+
+use metrics::{
+    Counter, Gauge, Histogram, Unit, describe_counter, describe_gauge, describe_histogram,
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 macro_rules! metric_names {
@@ -14,7 +18,7 @@ metric_names! {
     CONNECTIONS = "runwire_connections";
     /// Connections refused at the limit.
     CONNECTIONS_REFUSED = "runwire_connections_refused_total";
-    /// Long-polls held now.
+    /// Long-polls held now, by feed.
     HOLDS = "runwire_holds";
     /// Row changes decoded from the stream.
     CHANGES = "runwire_changes_decoded_total";
@@ -69,7 +73,7 @@ pub fn install_metrics() -> PrometheusHandle {
 fn describe() {
     describe_gauge!(CONNECTIONS, "Connections open now, by listener");
     describe_counter!(CONNECTIONS_REFUSED, "Connections refused at the limit");
-    describe_gauge!(HOLDS, "Long-polls held now");
+    describe_gauge!(HOLDS, "Long-polls held now, by feed");
     describe_counter!(CHANGES, "Row changes decoded from the stream");
     describe_counter!(DELIVERIES, "Answers that carried a change, by feed");
     describe_histogram!(
@@ -89,6 +93,35 @@ fn describe() {
     describe_gauge!(WINDOW_BYTES, Unit::Bytes, "Memory that the window takes");
     describe_gauge!(WINDOW_CHANGES, "Changes in the window");
     describe_gauge!(WAITED_TOPICS, "Feeds that somebody waits on now");
+}
+
+/// What a feed counts with every answer, looked up once.
+#[derive(Clone, Debug)]
+pub struct FeedMetrics {
+    /// Long-polls held now.
+    pub holds: Gauge,
+    deliveries: Counter,
+    latency: Histogram,
+}
+
+impl FeedMetrics {
+    /// Those of the feed of this name.
+    pub fn of(feed: &'static str) -> Self {
+        FeedMetrics {
+            holds: metrics::gauge!(HOLDS, "feed" => feed),
+            deliveries: metrics::counter!(DELIVERIES, "feed" => feed),
+            latency: metrics::histogram!(DELIVERY_LATENCY, "feed" => feed),
+        }
+    }
+
+    /// An answer goes out whose newest change committed then, in microseconds since 1970 by the
+    /// database's clock.
+    pub fn delivered(&self, committed_at: i64) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let passed = now.as_micros() as i64 - committed_at;
+        self.deliveries.increment(1);
+        self.latency.record(passed.max(0) as f64 / 1e6);
+    }
 }
 
 /// Starts the log: lines for people on a terminal, JSON elsewhere, at `RUNWIRE_LOG` (default `info`).

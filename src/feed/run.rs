@@ -178,7 +178,7 @@ impl RunFeeds {
             return self.refetch(&poll);
         };
         let waiter = self.feed.waiters.join(follow.run.topic);
-        if !self.is_reachable(poll.after).await {
+        if !Box::pin(self.is_reachable(poll.after)).await {
             return self.refetch(&poll);
         }
         loop {

@@ -45,6 +45,7 @@ pub async fn serve(
     drain: CancellationToken,
 ) {
     let connections = TaskTracker::new();
+    let open = metrics::gauge!(telemetry::CONNECTIONS, "listener" => name);
     let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     loop {
         let stream = tokio::select! {
@@ -62,9 +63,8 @@ pub async fn serve(
             metrics::counter!(telemetry::CONNECTIONS_REFUSED, "listener" => name).increment(1);
             continue;
         };
-        let (routes, drain) = (routes.clone(), drain.clone());
+        let (routes, drain, open) = (routes.clone(), drain.clone(), open.clone());
         connections.spawn(async move {
-            let open = metrics::gauge!(telemetry::CONNECTIONS, "listener" => name);
             open.increment(1.0);
             converse(stream, routes, drain).await;
             open.decrement(1.0);

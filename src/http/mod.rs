@@ -19,6 +19,7 @@ use axum::routing::get;
 
 use crate::auth::Door;
 use crate::feed::RunFeeds;
+use crate::telemetry::FeedMetrics;
 
 /// What the routes work with.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct App {
     pub runs: RunFeeds,
     /// For how long a poll is held when nothing is new, before it is spread by ±15 %.
     pub hold: Duration,
+    /// What the run feed counts.
+    pub metrics: FeedMetrics,
 }
 
 /// The routes of the public address.

@@ -43,6 +43,5 @@ async fn ready(State(ops): State<Ops>) -> impl IntoResponse {
 }
 
 async fn render(State(ops): State<Ops>) -> impl IntoResponse {
-    ops.metrics.run_upkeep();
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], ops.metrics.render())
 }

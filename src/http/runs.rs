@@ -8,6 +8,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::Response;
 use axum::http::header::{HeaderMap, HeaderValue, ORIGIN};
 use axum::http::request::Parts;
+use metrics::Gauge;
 use tokio::time::Instant;
 
 use super::error::HttpError;
@@ -16,7 +17,6 @@ use super::{App, cors};
 use crate::auth::{Ability, Caller, Resource};
 use crate::feed::{Facts, Open, Outcome, Poll, RunKey};
 use crate::runs::columns::ColumnSet;
-use crate::telemetry;
 
 /// The API version from which on clients know every status.
 const CURRENT_API_VERSION: &[u8] = b"2025-07-16";
@@ -27,22 +27,28 @@ pub async fn run(
     Path(run_id): Path<String>,
     request: Request,
 ) -> Response<Body> {
-    // Two futures, so that the request's headers and buffers are gone while a poll is held.
+    // What comes before a wait is boxed, so that it takes no memory while a poll is held: neither its
+    // own state nor the request's headers and buffers.
     let (head, _) = request.into_parts();
-    match admit(app.clone(), run_id, head).await {
-        Ok(Admitted { shape, work: Work::Open { open, ability }, origin }) => {
+    let Admitted { shape, work, origin } =
+        match Box::pin(admit(Arc::clone(&app), run_id, head)).await {
+            Ok(admitted) => admitted,
+            Err(response) => return *response,
+        };
+    let outcome = match work {
+        Work::Open { open, ability } => {
             let friendly_id = Arc::clone(&open.run.friendly_id);
             let opens = |facts: &Facts| may_read(&ability, &friendly_id, facts);
-            finish(shape, app.runs.open(open, opens).await, origin)
+            Box::pin(app.runs.open(open, opens)).await
         }
-        Ok(Admitted { shape, work: Work::Poll(poll), origin }) => {
-            let held = poll.hold_until.map(|_| HoldGauge::enter());
-            let outcome = app.runs.poll(*poll).await;
+        Work::Poll(poll) => {
+            let held = poll.hold_until.map(|_| Held::begin(&app.metrics.holds));
+            let outcome = app.runs.poll(poll).await;
             drop(held);
-            finish(shape, outcome, origin)
+            outcome
         }
-        Err(response) => *response,
-    }
+    };
+    finish(&app, shape, outcome, origin)
 }
 
 struct Admitted {
@@ -53,7 +59,7 @@ struct Admitted {
 
 enum Work {
     Open { open: Open, ability: Arc<Ability> },
-    Poll(Box<Poll>),
+    Poll(Poll),
 }
 
 /// Everything before the wait: who asks, for what, and whether they may.
@@ -99,7 +105,7 @@ async fn try_admit(
         after: offset.parse().unwrap_or_default(),
         hold_until: query.live.then(|| hold_until(app, &caller)),
     };
-    Ok((shape, Work::Poll(Box::new(poll))))
+    Ok((shape, Work::Poll(poll)))
 }
 
 /// Who holds a handle has been told that the run exists; what the scopes say of it is asked anew.
@@ -148,11 +154,16 @@ fn hold_until(app: &App, caller: &Caller) -> Instant {
     Instant::now() + hold.min(left)
 }
 
-fn finish(shape: ShapeRequest, outcome: Outcome, origin: Option<HeaderValue>) -> Response<Body> {
+fn finish(
+    app: &App,
+    shape: ShapeRequest,
+    outcome: Outcome,
+    origin: Option<HeaderValue>,
+) -> Response<Body> {
     match outcome {
         Outcome::Answer(answer) => {
             if let Some(committed_at) = answer.committed_at {
-                record_delivery(committed_at);
+                app.metrics.delivered(committed_at);
             }
             shape::answer(shape, answer)
         }
@@ -169,25 +180,18 @@ fn refuse(error: &HttpError, origin: Option<HeaderValue>) -> Response<Body> {
     response
 }
 
-fn record_delivery(committed_at: i64) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let passed = now.as_micros() as i64 - committed_at;
-    metrics::counter!(telemetry::DELIVERIES, "feed" => "run").increment(1);
-    metrics::histogram!(telemetry::DELIVERY_LATENCY).record(passed.max(0) as f64 / 1e6);
-}
-
 /// Counts a held poll for as long as it lives, however it ends.
-struct HoldGauge;
+struct Held(Gauge);
 
-impl HoldGauge {
-    fn enter() -> Self {
-        metrics::gauge!(telemetry::HOLDS).increment(1.0);
-        HoldGauge
+impl Held {
+    fn begin(holds: &Gauge) -> Self {
+        holds.increment(1.0);
+        Held(holds.clone())
     }
 }
 
-impl Drop for HoldGauge {
+impl Drop for Held {
     fn drop(&mut self) {
-        metrics::gauge!(telemetry::HOLDS).decrement(1.0);
+        self.0.decrement(1.0);
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Response, StatusCode};
 use bytes::Bytes;
 
@@ -63,21 +63,19 @@ pub struct ShapeRequest {
 pub fn answer(request: ShapeRequest, answer: Answer) -> Response<Body> {
     let mut response = Response::new(Body::from(answer.body));
     let headers = response.headers_mut();
-    headers.reserve(18);
-    feed_headers(headers);
+    headers.clone_from(&FEED_HEADERS);
     // Neither a handle nor a number can hold what a header must not.
     if let Ok(handle) = HeaderValue::from_maybe_shared(Bytes::from(answer.handle)) {
-        put(headers, HANDLE, handle);
+        put(headers, &HANDLE, handle);
     }
     if let Ok(offset) = HeaderValue::try_from(answer.offset.to_string()) {
-        put(headers, OFFSET, offset);
+        put(headers, &OFFSET, offset);
     }
     if request.live {
-        put(headers, CURSOR, HeaderValue::from(answer.offset.lsn.0));
+        put(headers, &CURSOR, HeaderValue::from(answer.offset.lsn.0));
     } else {
-        put(headers, SCHEMA, schema(request.columns));
+        put(headers, &SCHEMA, schema(request.columns));
     }
-    put(headers, UP_TO_DATE, HeaderValue::from_static(""));
     response
 }
 
@@ -88,17 +86,36 @@ pub fn must_refetch(handle: String) -> Response<Body> {
     let headers = response.headers_mut();
     feed_headers(headers);
     if let Ok(handle) = HeaderValue::from_maybe_shared(Bytes::from(handle)) {
-        put(headers, HANDLE, handle);
+        put(headers, &HANDLE, handle);
     }
     response
 }
 
-const HANDLE: &[&str] = &["electric-handle", "electric-shape-id", "x-electric-shape-id"];
-const OFFSET: &[&str] =
-    &["electric-offset", "electric-chunk-last-offset", "x-electric-chunk-last-offset"];
-const SCHEMA: &[&str] = &["electric-schema", "x-electric-schema"];
-const CURSOR: &[&str] = &["electric-cursor", "electric-next-cursor"];
-const UP_TO_DATE: &[&str] = &["electric-up-to-date", "electric-chunk-up-to-date"];
+/// A header under each of the names that some generation of clients reads.
+type Names<const N: usize> = [HeaderName; N];
+
+const fn name(name: &'static str) -> HeaderName {
+    HeaderName::from_static(name)
+}
+
+static HANDLE: Names<3> =
+    [name("electric-handle"), name("electric-shape-id"), name("x-electric-shape-id")];
+static OFFSET: Names<3> = [
+    name("electric-offset"),
+    name("electric-chunk-last-offset"),
+    name("x-electric-chunk-last-offset"),
+];
+static SCHEMA: Names<2> = [name("electric-schema"), name("x-electric-schema")];
+static CURSOR: Names<2> = [name("electric-cursor"), name("electric-next-cursor")];
+static UP_TO_DATE: Names<2> = [name("electric-up-to-date"), name("electric-chunk-up-to-date")];
+
+/// What is the same in every complete answer, with room for the rest.
+static FEED_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let mut headers = HeaderMap::with_capacity(24);
+    feed_headers(&mut headers);
+    put(&mut headers, &UP_TO_DATE, HeaderValue::from_static(""));
+    headers
+});
 
 fn feed_headers(headers: &mut HeaderMap) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -106,9 +123,9 @@ fn feed_headers(headers: &mut HeaderMap) {
     cors::on_feed(headers);
 }
 
-fn put(headers: &mut HeaderMap, names: &'static [&'static str], value: HeaderValue) {
+fn put<const N: usize>(headers: &mut HeaderMap, names: &'static Names<N>, value: HeaderValue) {
     for name in names {
-        headers.insert(*name, value.clone());
+        headers.insert(name, value.clone());
     }
 }
 
