@@ -5,6 +5,7 @@ mod support;
 
 mod auth;
 mod clients;
+mod dev_command;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;

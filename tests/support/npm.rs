@@ -87,6 +87,11 @@ impl Client {
         Client { name, process, lines: BufReader::new(stdout).lines() }
     }
 
+    /// Runs a module that stands in nobody's file; what it prints is read by [`Client::next_line`].
+    pub async fn module(text: &str) -> Client {
+        Client::start("--input-type=module", &["-e", text], &[]).await
+    }
+
     /// `runs.subscribeToRun` of an SDK: `sdk-4.8.3`, `sdk-4.1` or `sdk-3.3.17`.
     pub async fn subscribe_run(sdk: &str, target: &Target, run: &str) -> Client {
         Client::start("subscribe-run.mjs", &[sdk], &env(target, run)).await
@@ -108,11 +113,16 @@ impl Client {
 
     /// What the client says next; `None` when it has ended.
     pub async fn next(&mut self, within: Duration) -> Option<Value> {
-        let line = tokio::time::timeout(within, self.lines.next_line())
+        let line = self.next_line(within).await?;
+        Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("{} said {line}", self.name)))
+    }
+
+    /// The next line; `None` when it has ended.
+    pub async fn next_line(&mut self, within: Duration) -> Option<String> {
+        tokio::time::timeout(within, self.lines.next_line())
             .await
             .unwrap_or_else(|_| panic!("{} said nothing for {within:?}", self.name))
-            .expect("read the client's output")?;
-        Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("{} said {line}", self.name)))
+            .expect("read the client's output")
     }
 
     /// The next observation of this type; others but errors are passed over.
