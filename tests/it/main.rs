@@ -10,3 +10,4 @@ mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
 mod run_feed;
+mod sdk;

@@ -104,10 +104,21 @@ impl Client {
         run: &str,
         from: Option<(&str, &str)>,
     ) -> Client {
-        let mut env = env(target, run).to_vec();
-        env.extend(
-            from.iter().flat_map(|(handle, offset)| [("HANDLE", *handle), ("OFFSET", *offset)]),
-        );
+        let env = electric_env(target, run, from);
+        Client::start("electric-run.mjs", &[electric], &env).await
+    }
+
+    /// The same in a browser's tab, whose `localStorage` holds this.
+    pub async fn electric_tab(
+        electric: &str,
+        target: &Target,
+        run: &str,
+        from: Option<(&str, &str)>,
+        storage: &Value,
+    ) -> Client {
+        let storage = storage.to_string();
+        let mut env = electric_env(target, run, from);
+        env.push(("STORAGE", &storage));
         Client::start("electric-run.mjs", &[electric], &env).await
     }
 
@@ -165,15 +176,26 @@ impl Client {
             said.push(observation);
         }
         let status = tokio::time::timeout(within, self.process.wait()).await;
-        status
+        let status = status
             .expect("the client closes its output but does not end")
             .expect("wait for the client");
+        assert!(status.success(), "{}: {status} after {said:?}", self.name);
         said
     }
 }
 
 fn env<'a>(target: &'a Target, run: &'a str) -> [(&'static str, &'a str); 3] {
     [("BASE_URL", &target.base_url), ("ACCESS_TOKEN", &target.access_token), ("RUN_ID", run)]
+}
+
+fn electric_env<'a>(
+    target: &'a Target,
+    run: &'a str,
+    from: Option<(&'a str, &'a str)>,
+) -> Vec<(&'static str, &'a str)> {
+    let mut env = env(target, run).to_vec();
+    env.extend(from.iter().flat_map(|(handle, offset)| [("HANDLE", *handle), ("OFFSET", *offset)]));
+    env
 }
 
 /// A public token with these scopes (comma-separated), made by the newest SDK.
