@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use runwire::config::{ServeArgs, SlotArgs};
@@ -62,8 +63,8 @@ fn main() -> ExitCode {
             Command::Slot(SlotCommand::Drop(args)) => drop_slot(&args).await,
         }
     });
-    // Not dropped, which would wait for blocking work that nobody waits for any more.
-    runtime.shutdown_background();
+    // Not dropped, which would wait without end for blocking work that hangs.
+    runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
 
