@@ -2,7 +2,7 @@
 
 mod electric;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runwire::dev::run::{add_tag, built_in_error, complete, fail, set_metadata, set_status};
 use runwire::dev::{Environment, RunSpec, trigger_run};
@@ -237,6 +237,7 @@ async fn a_token_that_expires_ends_the_next_poll_with_a_401_and_clients_report_i
     let mut claims = token::claims(environment.id);
     claims["scopes"] = json!([format!("read:runs:{run}")]);
     claims["exp"] = json!(claims["iat"].as_u64().unwrap() + 10);
+    let issued = Instant::now();
     let target = gateway.target(token::sign(&claims, environment.secret_key));
 
     let mut electric = Client::electric_run("electric-1.0.14", &target, run, None).await;
@@ -244,6 +245,7 @@ async fn a_token_that_expires_ends_the_next_poll_with_a_401_and_clients_report_i
     assert_eq!(sdk.next_run(SOON).await["status"], "EXECUTING");
     electric.next_of("messages", SOON).await;
     assert_eq!(sdk.until_refused(SOON).await, 401);
+    assert!(issued.elapsed() < Duration::from_secs(15), "no poll is held beyond the token's life");
     assert_eq!(electric.until_refused(SOON).await, 401);
     let reported = electric.next(SOON).await.expect("a report");
     assert_eq!((&reported["type"], &reported["status"]), (&json!("error"), &json!(401)));
