@@ -45,8 +45,11 @@ const EXIT_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // What dev prints is to be read, so only what is wrong may come between.
-    telemetry::install_logs(if matches!(cli.command, Command::Dev(_)) { "warn" } else { "info" });
+    telemetry::install_logs(match cli.command {
+        // What it prints is to be read, so only what is wrong may come between; a slow laptop is not.
+        Command::Dev(_) => "warn,sqlx=error",
+        _ => "info",
+    });
     // Before anything makes a TLS connection: libraries in here would choose different ones.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use clap::Args;
 use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::engine::{self, Engine};
 use super::postgres::{Options, Postgres};
 use super::welcome::Welcome;
-use super::{DatabaseError, StartError, seed};
+use super::{BinariesError, DatabaseError, StartError, seed};
 use crate::config::FeedArgs;
 use crate::postgres::ConnectionUrl;
 use crate::replication;
@@ -86,11 +87,12 @@ pub enum DevError {
 impl DevError {
     /// Whether another setting would help.
     pub fn is_setting(&self) -> bool {
-        use StartError::{InUse, NotACluster, Unreachable};
+        use StartError::{Binaries, InUse, NotACluster, Unreachable};
         matches!(
             self,
             DevError::Server(ServerError::Listen(..))
                 | DevError::Postgres(NotACluster(_) | Unreachable(_) | InUse(_))
+                | DevError::Postgres(Binaries(BinariesError::NotPrograms(_)))
         )
     }
 }
@@ -166,7 +168,9 @@ impl Stand {
         let options = Options { data_dir: args.keep.clone(), ..Options::default() };
         let postgres = Postgres::start(options).await?;
         let database_url = postgres.create_database(NAME).await?;
-        let pool = PgPool::connect(&database_url).await?;
+        // An engine that waits for a database that has gone holds up the end.
+        let pool = PgPoolOptions::new().acquire_timeout(Duration::from_secs(5));
+        let pool = pool.connect(&database_url).await?;
         let seeded = seed::load(&pool).await?;
         let server = Server::start(settings(args, &database_url)?).await?;
         let settings = engine::Settings {

@@ -136,6 +136,16 @@ async fn a_kept_database_is_there_again_at_the_next_start() {
 }
 
 #[tokio::test]
+async fn dev_ends_soon_when_its_database_does() {
+    let mut dev = Dev::start(&FREE).await;
+    let children = descendants(dev.process.id().unwrap());
+    let postgres = |pid: &&u32| arguments(**pid)[0].ends_with("/postgres");
+    signal(*children.iter().find(postgres).expect("a Postgres of its own"), "INT");
+    let status = tokio::time::timeout(Duration::from_secs(20), dev.process.wait()).await;
+    assert_eq!(status.expect("it ends soon").unwrap().code(), Some(1));
+}
+
+#[tokio::test]
 async fn wrong_settings_are_one_line_and_exit_2() {
     async fn refused(arguments: &[&str]) -> String {
         let Output { status, stderr, .. } =
