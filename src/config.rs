@@ -119,6 +119,14 @@ pub struct FeedArgs {
     pub hold: Duration,
 }
 
+impl FeedArgs {
+    /// What bounds the window.
+    pub fn limits(&self) -> Limits {
+        let bytes = usize::try_from(self.window_bytes.as_u64()).unwrap_or(usize::MAX);
+        Limits { age: self.window, bytes }
+    }
+}
+
 impl DatabaseArgs {
     fn sql_url(&self) -> Result<ConnectionUrl, SettingError> {
         match &self.database_url {
@@ -178,7 +186,7 @@ impl ReplicationArgs {
 impl ServeArgs {
     /// The server's settings, or what is wrong with them.
     pub fn settings(&self) -> Result<server::Settings, SettingError> {
-        let window_bytes = usize::try_from(self.feed.window_bytes.as_u64()).unwrap_or(usize::MAX);
+        let window = self.feed.limits();
         Ok(server::Settings {
             listen: self.listen.listen,
             admin_listen: self.listen.admin_listen,
@@ -188,8 +196,8 @@ impl ServeArgs {
             // A transaction that would not leave room for anything else is not carried.
             replication: self
                 .replication
-                .settings(self.database.replication_url()?, window_bytes / 2),
-            window: Limits { age: self.feed.window, bytes: window_bytes },
+                .settings(self.database.replication_url()?, window.bytes / 2),
+            window,
             hold: self.feed.hold,
         })
     }

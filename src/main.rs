@@ -1,9 +1,11 @@
 //! The command line.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use runwire::config::{ServeArgs, SlotArgs};
+use runwire::dev::{self, DevArgs};
 use runwire::replication::SetupError;
 use runwire::server::{Server, StartError};
 use runwire::{replication, telemetry};
@@ -25,6 +27,8 @@ struct Cli {
 enum Command {
     /// Serve the run feeds of a Trigger.dev database
     Serve(Box<ServeArgs>),
+    /// Try it: a throw-away Postgres, simulated runs and the gateway, all gone at Ctrl-C
+    Dev(Box<DevArgs>),
     /// Look after the replication slot
     #[command(subcommand)]
     Slot(SlotCommand),
@@ -41,19 +45,30 @@ const EXIT_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    telemetry::install_logs();
+    telemetry::install_logs(match cli.command {
+        // What it prints is to be read, so only what is wrong may come between; a slow laptop is not.
+        Command::Dev(_) => "warn,sqlx=error",
+        _ => "info",
+    });
     // Before anything makes a TLS connection: libraries in here would choose different ones.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &error),
     };
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         match cli.command {
             Command::Serve(args) => serve(&args).await,
+            Command::Dev(args) => match dev::run_command(*args).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(if error.is_setting() { EXIT_SETTINGS } else { 1 }, &error),
+            },
             Command::Slot(SlotCommand::Drop(args)) => drop_slot(&args).await,
         }
-    })
+    });
+    // Not dropped, which would wait without end for blocking work that hangs.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
 }
 
 async fn serve(args: &ServeArgs) -> ExitCode {
@@ -105,6 +120,9 @@ async fn drop_slot(args: &SlotArgs) -> ExitCode {
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("runwire: {error}");
+    // What a program said that failed may have many lines.
+    let error = error.to_string();
+    let lines: Vec<&str> = error.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    eprintln!("runwire: {}", lines.join("; "));
     ExitCode::from(code)
 }

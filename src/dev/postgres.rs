@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use super::account::Account;
 use super::binaries::Binaries;
 use super::directory::{self, Directories};
@@ -66,7 +68,10 @@ impl Postgres {
         let account = Account::for_postgres().ok_or(StartError::NoUnprivilegedUser)?;
         let kept_major = options.data_dir.as_deref().map(directory::major).transpose()?.flatten();
         let major = kept_major.or(options.major);
-        let find = tokio::task::spawn_blocking(move || Binaries::find(major));
+        let stop = CancellationToken::new();
+        // If we are dropped meanwhile, so is the search.
+        let _stop_if_dropped = stop.clone().drop_guard();
+        let find = tokio::task::spawn_blocking(move || Binaries::find(major, &stop));
         let binaries = find.await.map_err(|panic| io("look for Postgres")(panic.into()))??;
         if !account.can("-x", &binaries.program("postgres")).await {
             return Err(StartError::Unreachable(binaries.directory().to_owned()));

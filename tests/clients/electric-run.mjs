@@ -1,9 +1,23 @@
 // Reads RUN_ID's raw feed at BASE_URL with ACCESS_TOKEN, by the Electric client that the first
-// argument names; goes on from HANDLE and OFFSET if they are set. Prints `messages` per batch.
+// argument names; goes on from HANDLE and OFFSET if they are set. Prints `messages` per batch. With
+// STORAGE (a JSON object) it has a browser's localStorage that holds this, and prints its changes.
 import { observe, observeError, observeResponses, required } from "./observe.mjs";
 
 const alias = process.argv[2] ?? "electric-1.0.14";
-const { HANDLE: handle, OFFSET: offset } = process.env;
+const { HANDLE: handle, OFFSET: offset, STORAGE: stored } = process.env;
+
+if (stored) {
+  const items = JSON.parse(stored);
+  const storage = {
+    getItem: (key) => items[key] ?? null,
+    setItem: (key, value) => {
+      items[key] = value;
+      observe("storage", { items });
+    },
+    removeItem: (key) => delete items[key],
+  };
+  Object.defineProperty(globalThis, "localStorage", { value: storage });
+}
 
 observeResponses();
 const { ShapeStream } = await import(alias);

@@ -29,7 +29,8 @@ export function observeResponses() {
   globalThis.fetch = async (input, init) => {
     const response = await fetch(input, init);
     const url = new URL(input instanceof Request ? input.url : input);
-    observe("response", { status: response.status, path: url.pathname, live: url.searchParams.get("live") === "true" });
+    const query = Object.fromEntries(url.searchParams);
+    observe("response", { status: response.status, path: url.pathname, live: query.live === "true", query });
     return response;
   };
 }

@@ -7,6 +7,8 @@ use runwire::dev::{Options, Postgres, StopMode, seed};
 use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::support::cluster::database_in;
+use crate::support::process::alive;
+use crate::support::scratch::Scratch;
 
 #[tokio::test]
 async fn a_throw_away_cluster_leaves_nothing_behind() {
@@ -167,29 +169,7 @@ async fn until<T>(what: &str, mut reached: impl FnMut() -> Option<T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("{what}?"))
 }
 
-/// Nobody may wait for an orphan in a container, so a zombie counts as gone.
-fn alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/status"))
-        .is_ok_and(|status| !status.contains("State:\tZ"))
-}
-
 fn postmaster(data: &Path) -> u32 {
     let file = std::fs::read_to_string(data.join("postmaster.pid")).unwrap();
     file.lines().next().unwrap().trim().parse().unwrap()
-}
-
-/// A path under the temporary directory, removed at the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let unique = format!("runwire-test-{name}-{}", std::process::id());
-        Scratch(std::env::temp_dir().join(unique))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

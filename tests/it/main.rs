@@ -5,7 +5,9 @@ mod support;
 
 mod auth;
 mod clients;
+mod dev_command;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
 mod run_feed;
+mod sdk;

@@ -8,6 +8,8 @@ use runwire::config::ServeArgs;
 use runwire::server::{Server, Settings};
 use serde_json::Value;
 
+use super::npm::Target;
+
 /// The version that clients of today name.
 pub const API_VERSION: (&str, &str) = ("x-trigger-api-version", "2025-07-16");
 
@@ -72,6 +74,11 @@ impl Gateway {
     /// Drains and stops it.
     pub async fn stop(self) {
         self.server.stop().await;
+    }
+
+    /// Where a client connects, with this credential.
+    pub fn target(&self, access_token: impl Into<String>) -> Target {
+        Target { base_url: self.url.clone(), access_token: access_token.into() }
     }
 
     /// A GET as clients of today send it.

@@ -3,5 +3,7 @@
 pub mod cluster;
 pub mod gateway;
 pub mod npm;
+pub mod process;
 pub mod runs;
+pub mod scratch;
 pub mod token;

@@ -87,6 +87,11 @@ impl Client {
         Client { name, process, lines: BufReader::new(stdout).lines() }
     }
 
+    /// Runs a module that stands in nobody's file; what it prints is read by [`Client::next_line`].
+    pub async fn module(text: &str) -> Client {
+        Client::start("--input-type=module", &["-e", text], &[]).await
+    }
+
     /// `runs.subscribeToRun` of an SDK: `sdk-4.8.3`, `sdk-4.1` or `sdk-3.3.17`.
     pub async fn subscribe_run(sdk: &str, target: &Target, run: &str) -> Client {
         Client::start("subscribe-run.mjs", &[sdk], &env(target, run)).await
@@ -99,20 +104,36 @@ impl Client {
         run: &str,
         from: Option<(&str, &str)>,
     ) -> Client {
-        let mut env = env(target, run).to_vec();
-        env.extend(
-            from.iter().flat_map(|(handle, offset)| [("HANDLE", *handle), ("OFFSET", *offset)]),
-        );
+        let env = electric_env(target, run, from);
+        Client::start("electric-run.mjs", &[electric], &env).await
+    }
+
+    /// The same in a browser's tab, whose `localStorage` holds this.
+    pub async fn electric_tab(
+        electric: &str,
+        target: &Target,
+        run: &str,
+        from: Option<(&str, &str)>,
+        storage: &Value,
+    ) -> Client {
+        let storage = storage.to_string();
+        let mut env = electric_env(target, run, from);
+        env.push(("STORAGE", &storage));
         Client::start("electric-run.mjs", &[electric], &env).await
     }
 
     /// What the client says next; `None` when it has ended.
     pub async fn next(&mut self, within: Duration) -> Option<Value> {
-        let line = tokio::time::timeout(within, self.lines.next_line())
+        let line = self.next_line(within).await?;
+        Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("{} said {line}", self.name)))
+    }
+
+    /// The next line; `None` when it has ended.
+    pub async fn next_line(&mut self, within: Duration) -> Option<String> {
+        tokio::time::timeout(within, self.lines.next_line())
             .await
             .unwrap_or_else(|_| panic!("{} said nothing for {within:?}", self.name))
-            .expect("read the client's output")?;
-        Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("{} said {line}", self.name)))
+            .expect("read the client's output")
     }
 
     /// The next observation of this type; others but errors are passed over.
@@ -155,15 +176,26 @@ impl Client {
             said.push(observation);
         }
         let status = tokio::time::timeout(within, self.process.wait()).await;
-        status
+        let status = status
             .expect("the client closes its output but does not end")
             .expect("wait for the client");
+        assert!(status.success(), "{}: {status} after {said:?}", self.name);
         said
     }
 }
 
 fn env<'a>(target: &'a Target, run: &'a str) -> [(&'static str, &'a str); 3] {
     [("BASE_URL", &target.base_url), ("ACCESS_TOKEN", &target.access_token), ("RUN_ID", run)]
+}
+
+fn electric_env<'a>(
+    target: &'a Target,
+    run: &'a str,
+    from: Option<(&'a str, &'a str)>,
+) -> Vec<(&'static str, &'a str)> {
+    let mut env = env(target, run).to_vec();
+    env.extend(from.iter().flat_map(|(handle, offset)| [("HANDLE", *handle), ("OFFSET", *offset)]));
+    env
 }
 
 /// A public token with these scopes (comma-separated), made by the newest SDK.
