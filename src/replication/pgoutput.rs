@@ -205,9 +205,9 @@ impl Decoder {
     }
 }
 
-/// Once per transaction is enough.
+/// Once for all that come together is enough.
 fn keys_changed(out: &mut Vec<Change>) {
-    if !out.iter().any(|change| matches!(change, Change::KeysChanged)) {
+    if !matches!(out.last(), Some(Change::KeysChanged)) {
         out.push(Change::KeysChanged);
     }
 }
