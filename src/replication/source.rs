@@ -96,7 +96,12 @@ impl Source {
         stop: CancellationToken,
         sink: impl FnMut(Event) + Send + 'static,
     ) -> std::io::Result<std::thread::JoinHandle<()>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // One thread for the socket, beside the one that runs `sink`.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("wal-socket")
+            .enable_all()
+            .build()?;
         std::thread::Builder::new()
             .name("replication".to_owned())
             .spawn(move || runtime.block_on(self.run(&marks, &stop, sink)))
