@@ -8,4 +8,5 @@ mod clients;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
+mod replication;
 mod run_feed;
