@@ -33,6 +33,9 @@ pub struct Settings {
     pub max_tx_bytes: usize,
     /// An operator's counter: raising it makes every client start again.
     pub epoch_counter: u32,
+    /// A connection that brings nothing for this long while the server's log grows is given up, unless
+    /// the server still regards it as alive: it may be decoding a large transaction of other tables.
+    pub silence: Duration,
     /// By how much a permanent slot's confirmed position trails, so that a restart finds the recent
     /// changes again.
     pub trail: Duration,
@@ -60,6 +63,7 @@ impl Settings {
             slot_kind: SlotKind::Auto,
             max_tx_bytes: 128 << 20,
             epoch_counter: 0,
+            silence: Duration::from_secs(20),
             trail: Duration::from_secs(40),
         }
     }

@@ -1,5 +1,7 @@
 //! What must hold before a stream can be read, and the publication (`postgres.md`, 7 and 4.4).
 
+use std::time::Duration;
+
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
@@ -22,7 +24,14 @@ pub enum SetupError {
 pub(super) struct ServerFacts {
     /// Whether the server itself bounds what a slot may retain.
     pub bounds_slots: bool,
+    /// How often to report to the server, so that it never has to ask.
+    pub report_every: Duration,
 }
+
+/// How often positions are reported to a server that does not want it sooner.
+const REPORT: Duration = Duration::from_secs(1);
+/// More often is never done.
+const SOONEST_REPORT: Duration = Duration::from_millis(20);
 
 /// The tables of the publication. Whole ones: a column list or a row filter can make the
 /// application's own updates fail.
@@ -69,7 +78,8 @@ fn wrong(text: String) -> SetupError {
 async fn check_server(connection: &mut PgConnection) -> Result<ServerFacts, SetupError> {
     let settings: Vec<(String, String)> = sqlx::query_as(
         "SELECT name, setting FROM pg_settings WHERE name IN
-         ('server_version_num', 'wal_level', 'max_slot_wal_keep_size', 'idle_replication_slot_timeout', 'server_encoding')",
+         ('server_version_num', 'wal_level', 'max_slot_wal_keep_size', 'idle_replication_slot_timeout',
+          'wal_sender_timeout', 'server_encoding')",
     )
     .fetch_all(&mut *connection)
     .await?;
@@ -93,7 +103,13 @@ async fn check_server(connection: &mut PgConnection) -> Result<ServerFacts, Setu
     }
     let bounds_slots = number("max_slot_wal_keep_size").is_some_and(|size| size >= 0)
         || number("idle_replication_slot_timeout").is_some_and(|timeout| timeout > 0);
-    Ok(ServerFacts { bounds_slots })
+    // It asks after half of its timeout.
+    let patience = number("wal_sender_timeout").and_then(|ms| u64::try_from(ms).ok());
+    let report_every = match patience {
+        Some(ms @ 1..) => Duration::from_millis(ms / 4).clamp(SOONEST_REPORT, REPORT),
+        _ => REPORT,
+    };
+    Ok(ServerFacts { bounds_slots, report_every })
 }
 
 async fn check_runs(connection: &mut PgConnection) -> Result<(), SetupError> {

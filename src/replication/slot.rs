@@ -18,6 +18,8 @@ const BUSY_WAIT: Duration = Duration::from_secs(10);
 const CREATE_LIMIT: Duration = Duration::from_secs(600);
 /// After this long it is said what is waited for.
 const CREATE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a look at the slot may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// How many events are buffered between the socket and the assembler.
 const BUFFERED_EVENTS: usize = 512;
 
@@ -33,6 +35,21 @@ pub(super) struct Attachment {
     pub server_lsn: Lsn,
     /// What the server lets a permanent slot retain, where it bounds it.
     pub safe_bytes: Option<u64>,
+}
+
+/// How far the stream has been handed on, and in which history.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    pub epoch: u64,
+    pub delivered: Lsn,
+}
+
+impl Progress {
+    /// Whether a server with this history, whose log ends there, can go on from here. One that was
+    /// set back (an older copy of its disk) has the same history and a shorter log.
+    pub fn continues_on(self, epoch: u64, server_lsn: Lsn) -> bool {
+        self.epoch == epoch && self.delivered <= server_lsn
+    }
 }
 
 /// Where a stream begins.
@@ -78,13 +95,13 @@ pub(super) fn sqlstate(error: &PgWireError) -> Option<&str> {
     rest.get(..5)
 }
 
-/// Takes up the slot that the settings and the server allow, and starts its stream at `from` or
-/// where the slot stands, whichever is later. A named slot that stays busy is stood in for by a
+/// Takes up the slot that the settings and the server allow, and starts its stream after `progress`
+/// or where the slot stands, whichever is later. A named slot that stays busy is stood in for by a
 /// temporary one.
 pub(super) async fn attach(
     settings: &Settings,
     server: ServerFacts,
-    from: Lsn,
+    progress: Option<Progress>,
 ) -> Result<Attachment, AttachError> {
     let permanent = match settings.slot_kind {
         SlotKind::Auto => server.bounds_slots,
@@ -94,7 +111,7 @@ pub(super) async fn attach(
     if permanent {
         let deadline = Instant::now() + BUSY_WAIT;
         loop {
-            match attach_named(settings, from).await {
+            match attach_named(settings, server, progress).await {
                 Err(error) if error.is_busy() => {}
                 other => return other,
             }
@@ -108,12 +125,21 @@ pub(super) async fn attach(
             sleep(Duration::from_millis(200)).await;
         }
     }
-    let name = format!("{}_tmp_{:08x}", settings.slot, rand::random::<u32>());
-    let client = session(settings, &name, Lsn(0)).await?;
+    let name = format!("{}{:08x}", temporary_prefix(settings), rand::random::<u32>());
+    let client = session(settings, server, &name, Lsn(0)).await?;
     create(settings, client, name, false).await
 }
 
-async fn attach_named(settings: &Settings, from: Lsn) -> Result<Attachment, AttachError> {
+/// How the names of temporary slots begin.
+fn temporary_prefix(settings: &Settings) -> String {
+    format!("{}_tmp_", settings.slot)
+}
+
+async fn attach_named(
+    settings: &Settings,
+    server: ServerFacts,
+    progress: Option<Progress>,
+) -> Result<Attachment, AttachError> {
     let mut sql = connect(settings).await?;
     let row = sqlx::query(
         "SELECT plugin::text, database = current_database(), active, wal_status, confirmed_flush_lsn::text, safe_wal_size
@@ -124,7 +150,7 @@ async fn attach_named(settings: &Settings, from: Lsn) -> Result<Attachment, Atta
     .await?;
     let name = settings.slot.clone();
     let Some(row) = row else {
-        let client = session(settings, &name, Lsn(0)).await?;
+        let client = session(settings, server, &name, Lsn(0)).await?;
         return create(settings, client, name, true).await;
     };
     let plugin: Option<String> = row.try_get(0)?;
@@ -141,15 +167,21 @@ async fn attach_named(settings: &Settings, from: Lsn) -> Result<Attachment, Atta
             "the server has removed log that the slot needs: a new one is made"
         );
         drop_named(&mut sql, &name).await?;
-        let client = session(settings, &name, Lsn(0)).await?;
+        let client = session(settings, server, &name, Lsn(0)).await?;
         return create(settings, client, name, true).await;
     }
     let confirmed = row.try_get::<Option<&str>, _>(4)?.and_then(|text| text.parse().ok());
     let confirmed = confirmed.ok_or(AttachError::Answer("the slot's position"))?;
-    let safe_bytes = row.try_get::<Option<i64>, _>(5)?.map(|size| size.max(0) as u64);
+    let safe_bytes = row.try_get::<Option<i64>, _>(5)?.map(bytes);
     let _ = sql.close().await;
-    let mut client = session(settings, &name, from).await?;
-    let (epoch, server_lsn) = identify(settings, &mut client).await?;
+    let from = progress.map_or(Lsn(0), |progress| progress.delivered);
+    let mut client = session(settings, server, &name, from).await?;
+    let (mut epoch, mut server_lsn) = identify(settings, &mut client).await?;
+    if progress.is_some_and(|progress| !progress.continues_on(epoch, server_lsn)) {
+        // Our position means something else there, and the server would skip all that comes before it.
+        client = session(settings, server, &name, Lsn(0)).await?;
+        (epoch, server_lsn) = identify(settings, &mut client).await?;
+    }
     start(&mut client).await?;
     let start = Start::Resumed { confirmed };
     Ok(Attachment { client, slot: name, permanent: true, start, epoch, server_lsn, safe_bytes })
@@ -158,6 +190,7 @@ async fn attach_named(settings: &Settings, from: Lsn) -> Result<Attachment, Atta
 /// A replication connection that has not started a stream yet.
 async fn session(
     settings: &Settings,
+    server: ServerFacts,
     slot: &str,
     from: Lsn,
 ) -> Result<ReplicationClient, AttachError> {
@@ -167,8 +200,8 @@ async fn session(
         .with_start_lsn(pgwire_replication::Lsn::from_u64(from.0))
         // Otherwise the first report would confirm all that lies before the start.
         .with_ack_lsn(pgwire_replication::Lsn::from_u64(0))
-        .with_status_interval(Duration::from_secs(1))
-        .with_wakeup_interval(Duration::from_secs(1))
+        .with_status_interval(server.report_every)
+        .with_wakeup_interval(server.report_every)
         .with_buffer_size(BUFFERED_EVENTS);
     slot.clone_into(&mut config.slot);
     config.publication = settings.publication.as_str().into();
@@ -204,22 +237,38 @@ async fn create(
     let (Some(floor), Some(exported)) = (floor, cell(2)) else {
         return Err(AttachError::Answer("CREATE_REPLICATION_SLOT"));
     };
-    let past = read_exported(settings, exported).await?;
+    let (past, safe_bytes) = read_exported(settings, exported, &slot).await?;
     start(&mut client).await?;
     let start = Start::Created { floor, past };
-    Ok(Attachment { client, slot, permanent, start, epoch, server_lsn, safe_bytes: None })
+    Ok(Attachment { client, slot, permanent, start, epoch, server_lsn, safe_bytes })
 }
 
-/// What the new slot regards as past. The name is good until the slot's connection does something else.
-async fn read_exported(settings: &Settings, name: &str) -> Result<Snapshot, AttachError> {
+/// What the new slot regards as past, and what it may retain. The exported snapshot's name is good
+/// until the slot's connection does something else.
+async fn read_exported(
+    settings: &Settings,
+    name: &str,
+    slot: &str,
+) -> Result<(Snapshot, Option<u64>), AttachError> {
     let mut sql = connect(settings).await?;
     let import = format!("SET TRANSACTION SNAPSHOT '{}'", name.replace('\'', "''"));
     sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ").execute(&mut sql).await?;
     sqlx::raw_sql(AssertSqlSafe(import)).execute(&mut sql).await?;
-    let text: String =
-        sqlx::query_scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut sql).await?;
+    let (text, safe): (String, Option<i64>) = sqlx::query_as(
+        "SELECT pg_current_snapshot()::text,
+                (SELECT safe_wal_size FROM pg_replication_slots WHERE slot_name = $1)",
+    )
+    .bind(slot)
+    .fetch_one(&mut sql)
+    .await?;
     let _ = sql.close().await;
-    text.parse().map_err(|_| AttachError::Answer("pg_current_snapshot"))
+    let past = text.parse().map_err(|_| AttachError::Answer("pg_current_snapshot"))?;
+    Ok((past, safe.map(bytes)))
+}
+
+/// A size that Postgres gives as negative once it is exceeded.
+fn bytes(size: i64) -> u64 {
+    size.max(0) as u64
 }
 
 /// Names the database's history: another system or timeline, and every position means something else.
@@ -241,6 +290,19 @@ async fn start(client: &mut ReplicationClient) -> Result<(), AttachError> {
 
 pub(super) async fn drop_named(sql: &mut PgConnection, name: &str) -> Result<(), sqlx::Error> {
     sqlx::query("SELECT pg_drop_replication_slot($1)").bind(name).execute(sql).await.map(drop)
+}
+
+/// Whether the server regards the slot as being read. If it does not answer either, nobody knows.
+pub(super) async fn is_read(settings: &Settings, slot: &str) -> bool {
+    let look = async {
+        let mut sql = connect(settings).await?;
+        let active = "SELECT active FROM pg_replication_slots WHERE slot_name = $1";
+        let active: Option<bool> =
+            sqlx::query_scalar(active).bind(slot).fetch_optional(&mut sql).await?;
+        let _ = sql.close().await;
+        Ok::<_, sqlx::Error>(active == Some(true))
+    };
+    !matches!(tokio::time::timeout(LOOK_LIMIT, look).await, Ok(Ok(false)))
 }
 
 /// How much log the slot makes the server keep, in bytes; `None` if there is no such slot.
@@ -285,15 +347,20 @@ pub enum DropError {
 /// Removes the slot and the publication of these settings, so that Postgres keeps nothing for us.
 pub async fn drop_slot(settings: &Settings) -> Result<Dropped, DropError> {
     let mut sql = connect(settings).await?;
-    let active: Option<bool> =
-        sqlx::query_scalar("SELECT active FROM pg_replication_slots WHERE slot_name = $1")
-            .bind(&settings.slot)
-            .fetch_optional(&mut sql)
-            .await?;
-    if active == Some(true) {
-        return Err(DropError::Busy(settings.slot.clone()));
+    // Temporary slots go by themselves, but while one is read the publication must stay.
+    let slots: Vec<(String, bool)> = sqlx::query_as(
+        "SELECT slot_name::text, active FROM pg_replication_slots
+         WHERE database = current_database() AND (slot_name = $1 OR starts_with(slot_name, $2))",
+    )
+    .bind(&settings.slot)
+    .bind(temporary_prefix(settings))
+    .fetch_all(&mut sql)
+    .await?;
+    if let Some((busy, _)) = slots.iter().find(|(_, active)| *active) {
+        return Err(DropError::Busy(busy.clone()));
     }
-    if active.is_some() {
+    let slot = slots.iter().any(|(name, _)| *name == settings.slot);
+    if slot {
         drop_named(&mut sql, &settings.slot).await?;
     }
     let publication: bool =
@@ -307,5 +374,5 @@ pub async fn drop_slot(settings: &Settings) -> Result<Dropped, DropError> {
         sqlx::raw_sql(AssertSqlSafe(sql_text)).execute(&mut sql).await?;
     }
     let _ = sql.close().await;
-    Ok(Dropped { slot: active.is_some(), publication })
+    Ok(Dropped { slot, publication })
 }

@@ -11,16 +11,18 @@ use super::assembler::Assembler;
 use super::change::{Event, Marks, Reset};
 use super::feedback::Feedback;
 use super::setup::{SetupError, connect, prepare};
-use super::slot::{AttachError, Attachment, Start, attach, drop_named, sqlstate};
+use super::slot::{
+    AttachError, Attachment, Progress, Start, attach, drop_named, is_read, sqlstate,
+};
 use super::status::Status;
 use crate::postgres::Lsn;
 
 /// The first pause after a failure, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A stream that lasts for this long is back; one that is lost sooner goes on failing.
+const STEADY: Duration = Duration::from_secs(1);
 /// How often positions are confirmed and the connection's life is looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// A connection that brings nothing while the server's log grows is given up after this long.
-const SILENCE: Duration = Duration::from_secs(20);
 /// How long a graceful end of the stream may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -31,11 +33,33 @@ pub struct Source {
     status: Arc<Status>,
 }
 
-/// How far the stream has been handed on, and in which history.
-#[derive(Clone, Copy, Debug)]
-struct Progress {
-    epoch: u64,
-    delivered: Lsn,
+/// Tries that fail one after the other: told once, and made at growing intervals.
+#[derive(Debug, Default)]
+struct Outage {
+    failures: u32,
+}
+
+impl Outage {
+    fn is_on(&self) -> bool {
+        self.failures > 0
+    }
+
+    /// Another try has failed; gives the pause before the next.
+    fn failed(&mut self, reason: &str) -> Duration {
+        if !self.is_on() {
+            tracing::warn!(reason, "the stream is lost; connecting anew");
+        }
+        let pause = BACKOFF.0.saturating_mul(1 << self.failures.min(16)).min(BACKOFF.1);
+        self.failures += 1;
+        pause.mul_f64(rand::random_range(0.5..1.0))
+    }
+
+    fn over(&mut self, slot: &str) {
+        if self.is_on() {
+            tracing::info!(slot, "the stream is back");
+        }
+        self.failures = 0;
+    }
 }
 
 enum Ended {
@@ -72,7 +96,12 @@ impl Source {
         stop: CancellationToken,
         sink: impl FnMut(Event) + Send + 'static,
     ) -> std::io::Result<std::thread::JoinHandle<()>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // One thread for the socket, beside the one that runs `sink`.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("wal-socket")
+            .enable_all()
+            .build()?;
         std::thread::Builder::new()
             .name("replication".to_owned())
             .spawn(move || runtime.block_on(self.run(&marks, &stop, sink)))
@@ -80,8 +109,7 @@ impl Source {
 
     async fn run(self, marks: &Marks, stop: &CancellationToken, mut sink: impl FnMut(Event)) {
         let mut progress = None;
-        let mut backoff = BACKOFF.0;
-        let mut outage = false;
+        let mut outage = Outage::default();
         while !stop.is_cancelled() {
             let attached = tokio::select! {
                 attached = self.attach(progress) => attached,
@@ -89,11 +117,9 @@ impl Source {
             };
             let reason = match attached {
                 Ok(attachment) => {
-                    if std::mem::take(&mut outage) {
-                        tracing::info!(slot = attachment.slot, "the stream is back");
-                    }
-                    backoff = BACKOFF.0;
-                    match self.read(attachment, &mut progress, marks, stop, &mut sink).await {
+                    let read =
+                        self.read(attachment, &mut progress, &mut outage, marks, stop, &mut sink);
+                    match read.await {
                         Ended::Stopped => break,
                         Ended::Lost(reason) => reason,
                         Ended::SlotUnusable(reason) => {
@@ -104,23 +130,19 @@ impl Source {
                 }
                 Err(error) => error.to_string(),
             };
-            // Once per outage, not per try.
-            if !std::mem::replace(&mut outage, true) {
-                tracing::warn!(reason, "the stream is lost; connecting anew");
-            }
+            let pause = outage.failed(&reason);
             self.status.detach(reason);
             tokio::select! {
-                () = tokio::time::sleep(backoff.mul_f64(rand::random_range(0.5..1.0))) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => break,
             }
-            backoff = (backoff * 2).min(BACKOFF.1);
         }
         self.status.detach("stopped".to_owned());
     }
 
     async fn attach(&self, progress: Option<Progress>) -> Result<Attachment, AttachError> {
         let server = prepare(&self.settings).await?;
-        attach(&self.settings, server, progress.map_or(Lsn(0), |progress| progress.delivered)).await
+        attach(&self.settings, server, progress).await
     }
 
     /// A slot that is older than its publication can decode nothing for good.
@@ -134,13 +156,16 @@ impl Source {
         &self,
         attachment: Attachment,
         progress: &mut Option<Progress>,
+        outage: &mut Outage,
         marks: &Marks,
         stop: &CancellationToken,
         sink: &mut impl FnMut(Event),
     ) -> Ended {
         let Attachment { mut client, slot, permanent, start, epoch, server_lsn, safe_bytes } =
             attachment;
-        tracing::info!(slot, permanent, "the stream is attached");
+        if !outage.is_on() {
+            tracing::info!(slot, permanent, "the stream is attached");
+        }
         let from = begin(&start, epoch, server_lsn, *progress, sink, start_past(&start));
         let mut assembler = Assembler::new(from, self.settings.max_tx_bytes);
         *progress = Some(Progress { epoch, delivered: from });
@@ -152,7 +177,8 @@ impl Source {
         self.status.attach(&slot);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut heard = Instant::now();
+        let began = Instant::now();
+        let mut heard = began;
         loop {
             let event = tokio::select! {
                 biased;
@@ -161,11 +187,17 @@ impl Source {
                     return Ended::Stopped;
                 }
                 _ = tick.tick() => {
+                    if began.elapsed() >= STEADY {
+                        outage.over(&slot);
+                    }
                     let confirmed = feedback.confirm(Instant::now(), assembler.delivered(), marks.settled());
                     client.update_applied_lsn(pgwire_replication::Lsn::from_u64(confirmed.0));
-                    if heard.elapsed() > SILENCE && marks.server() > assembler.delivered() {
-                        client.abort();
-                        return Ended::Lost("the connection is silent while the server's log grows".into());
+                    if heard.elapsed() > self.settings.silence && marks.server() > assembler.delivered() {
+                        if !is_read(&self.settings, &slot).await {
+                            client.abort();
+                            return Ended::Lost("the connection is silent while the server's log grows".into());
+                        }
+                        heard = Instant::now();
                     }
                     continue;
                 }
@@ -174,7 +206,7 @@ impl Source {
             heard = Instant::now();
             match event {
                 Ok(Some(event)) => {
-                    // We report every second, so a server that asks for a report is shutting down
+                    // We report before it would ask, so a server that asks for a report is shutting down
                     // and waits until everything that it sent is confirmed.
                     let asked =
                         matches!(event, ReplicationEvent::KeepAlive { reply_requested: true, .. });
@@ -223,12 +255,12 @@ fn begin(
         Start::Created { floor, .. } => *floor,
         Start::Resumed { confirmed } => *confirmed,
     };
-    if let (Some(progress), Start::Resumed { .. }) = (progress, start) {
-        let same_history = progress.epoch == epoch && server_lsn >= progress.delivered;
-        if same_history && floor <= progress.delivered {
-            sink(Event::Resumed);
-            return progress.delivered;
-        }
+    if let (Some(progress), Start::Resumed { .. }) = (progress, start)
+        && progress.continues_on(epoch, server_lsn)
+        && floor <= progress.delivered
+    {
+        sink(Event::Resumed);
+        return progress.delivered;
     }
     sink(Event::Reset(Reset { epoch, floor, past }));
     floor

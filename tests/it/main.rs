@@ -9,5 +9,6 @@ mod dev_command;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
+mod replication;
 mod run_feed;
 mod sdk;

@@ -65,10 +65,12 @@ impl Gateway {
 
     /// Waits until feeds are served.
     pub async fn ready(&self) {
-        eventually("the gateway to be ready", || async {
-            self.server.readiness.reason().is_none()
-        })
-        .await;
+        eventually("the gateway to be ready", || async { self.is_ready() }).await;
+    }
+
+    /// Whether feeds are served from a stream that is caught up.
+    pub fn is_ready(&self) -> bool {
+        self.server.readiness.reason().is_none()
     }
 
     /// Drains and stops it.

@@ -4,6 +4,8 @@ pub mod cluster;
 pub mod gateway;
 pub mod npm;
 pub mod process;
+pub mod program;
 pub mod runs;
 pub mod scratch;
+pub mod stream;
 pub mod token;

@@ -1,0 +1,123 @@
+//! The program itself, as an operator starts it.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use super::gateway::{PATIENCE, eventually};
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    /// The line on which it says why it does not run, if that is all it says.
+    pub fn complaint(&self) -> &str {
+        let lines: Vec<&str> = self.stderr.lines().collect();
+        let [line] = lines[..] else { panic!("not one line: {}", self.stderr) };
+        line.strip_prefix("runwire: ").unwrap_or_else(|| panic!("said {line}"))
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_runwire"));
+    command.args(arguments).env_clear().kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs it to its end, with nothing in its environment.
+pub async fn run(arguments: &[&str]) -> Ended {
+    let output = command(arguments).output();
+    let output = tokio::time::timeout(PATIENCE, output).await.expect("the program to end");
+    ended(output.expect("run the program"))
+}
+
+fn ended(output: std::process::Output) -> Ended {
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// A gateway that runs as a process of its own, on free ports. Killed when dropped.
+pub struct Serving {
+    process: Child,
+    operators: String,
+    said: watch::Receiver<String>,
+}
+
+impl Serving {
+    /// Starts `runwire serve`, and waits until it listens.
+    pub async fn start(database_url: &str, arguments: &[&str]) -> Serving {
+        let fixed = ["serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"];
+        let all = [&fixed[..], &["--database-url", database_url], arguments].concat();
+        let mut process = command(&all).spawn().expect("run the program");
+        let mut lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
+        let mut said = String::new();
+        let operators = loop {
+            let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
+            let line = line.expect("a word from the program").expect("read its log");
+            let line = line.unwrap_or_else(|| panic!("it does not run: {said}"));
+            said.push_str(&line);
+            said.push('\n');
+            let line: Value = serde_json::from_str(&line).expect("a line of JSON");
+            if let Some(address) = line["fields"]["operators"].as_str() {
+                break format!("http://{address}");
+            }
+        };
+        let (log, said) = watch::channel(said);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                log.send_modify(|said| *said = format!("{said}{line}\n"));
+            }
+        });
+        Serving { process, operators, said }
+    }
+
+    /// The same, and waits until it serves feeds.
+    pub async fn start_ready(database_url: &str, arguments: &[&str]) -> Serving {
+        let serving = Serving::start(database_url, arguments).await;
+        eventually("the program to be ready", || serving.is_ready()).await;
+        serving
+    }
+
+    /// What `/readyz` says.
+    pub async fn is_ready(&self) -> bool {
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let answer = client.get(format!("{}/readyz", self.operators)).send().await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// Waits until its log holds this text.
+    pub async fn until_said(&self, text: &str) {
+        let mut said = self.said.clone();
+        let said = tokio::time::timeout(PATIENCE, said.wait_for(|said| said.contains(text))).await;
+        said.unwrap_or_else(|_| panic!("it never said {text}")).expect("it runs");
+    }
+
+    /// Asks it to end, and waits for that; it must do so by itself and in time. Gives its log.
+    pub async fn stop(mut self) -> String {
+        let pid = self.process.id().expect("it runs");
+        let pid = nix::unistd::Pid::from_raw(pid.try_into().expect("a pid"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("signal it");
+        let status = tokio::time::timeout(Duration::from_secs(6), self.process.wait()).await;
+        let status = status.expect("the program to end in time").expect("wait for the program");
+        // The log's end: its writer is gone.
+        let _ = self.said.wait_for(|_| false).await;
+        let log = self.said.borrow().clone();
+        assert!(status.success(), "{status}: {log}");
+        log
+    }
+
+    /// Ends it as a crash would.
+    pub async fn kill(mut self) {
+        self.process.kill().await.expect("kill the program");
+    }
+}
