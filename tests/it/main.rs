@@ -5,6 +5,7 @@ mod support;
 
 mod auth;
 mod clients;
+mod consistency;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
