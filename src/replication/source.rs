@@ -226,10 +226,10 @@ fn begin(
     if let (Some(progress), Start::Resumed { .. }) = (progress, start) {
         let same_history = progress.epoch == epoch && server_lsn >= progress.delivered;
         if same_history && floor <= progress.delivered {
-            sink(Event::Resumed);
+            sink(Event::Resumed { server: server_lsn });
             return progress.delivered;
         }
     }
-    sink(Event::Reset(Reset { epoch, floor, past }));
+    sink(Event::Reset(Reset { epoch, floor, server: server_lsn, past }));
     floor
 }

@@ -85,7 +85,7 @@ impl Node {
                     .arg(format!("--listen={}", self.address))
                     .arg(format!("--admin-listen={}", self.admin))
                     .args(&self.arguments)
-                    .env("RUNWIRE_LOG", "error")
+                    .env("RUNWIRE_LOG", "off")
                     .stdout(Stdio::null())
                     .spawn()
                     .expect("run the binary"),

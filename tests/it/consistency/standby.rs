@@ -16,17 +16,23 @@ pub struct Cluster {
     pub seeded: Seeded,
     pub pool: PgPool,
     // Last, so that the pool's sessions end before their server.
-    _postgres: Postgres,
+    pub postgres: Postgres,
 }
 
 impl Cluster {
     pub async fn start() -> Cluster {
-        let settings = vec![("synchronous_commit".to_owned(), "local".to_owned())];
+        Cluster::with(&[("synchronous_commit", "local")]).await
+    }
+
+    /// A cluster with these settings.
+    pub async fn with(settings: &[(&str, &str)]) -> Cluster {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let settings = settings.iter().map(owned).collect();
         let postgres = Postgres::start(Options { settings, ..Options::default() }).await;
         let postgres = postgres.expect("start Postgres");
         let database = database_in(&postgres).await;
         let (url, seeded, pool) = (database.url, database.seeded, database.pool);
-        Cluster { url, seeded, pool, _postgres: postgres }
+        Cluster { url, seeded, pool, postgres }
     }
 
     /// From now on, commits that wait for a standby wait in vain.
