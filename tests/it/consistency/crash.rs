@@ -4,8 +4,6 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
-
 use super::node::{Kind, Node, signal};
 use super::standby::Cluster;
 use super::subscriber::version;
@@ -30,12 +28,6 @@ async fn until(node: &Node, key: &str, first: Shape, wanted: i64) {
     panic!("version {wanted} does not arrive");
 }
 
-async fn backend(pool: &PgPool, kind: &str) -> u32 {
-    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = $1";
-    let pid: i32 = sqlx::query_scalar(sql).bind(kind).fetch_one(pool).await.unwrap();
-    pid.unsigned_abs()
-}
-
 #[tokio::test]
 async fn what_comes_after_it_reaches_those_who_saw_what_it_took_back() {
     let off = [("synchronous_commit", "off"), ("autovacuum", "off")];
@@ -47,7 +39,7 @@ async fn what_comes_after_it_reaches_those_who_saw_what_it_took_back() {
     let arguments = ["--slot-kind=permanent", "--hold=2s"];
     let node = Node::start(Kind::Here, &cluster.url, &arguments).await;
     // Without the WAL writer nothing becomes durable but by somebody's commit that waits for it.
-    let wal_writer = backend(&cluster.pool, "walwriter").await;
+    let wal_writer = cluster.process("walwriter").await;
     signal("STOP", wal_writer);
     let flush = "SET synchronous_commit = on; CREATE TABLE flushed (); RESET synchronous_commit";
     sqlx::raw_sql(flush).execute(&cluster.pool).await.unwrap();

@@ -77,6 +77,14 @@ impl Cluster {
         hung
     }
 
+    /// The id of one of the server's own processes.
+    pub async fn process(&self, kind: &str) -> u32 {
+        let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = $1";
+        let pid: i32 =
+            sqlx::query_scalar(sql).bind(kind).fetch_one(&self.pool).await.expect("a process");
+        pid.unsigned_abs()
+    }
+
     /// What a query shows of the run's version.
     pub async fn shown(&self, run: &str) -> i64 {
         version_in(&self.pool, run).await
