@@ -24,6 +24,8 @@ impl Feed {
             Event::Resumed { server } => {
                 let mut state = self.state.write();
                 state.resumed_at = state.head.max(server);
+                state.connections += 1;
+                state.settlement.reconnected();
             }
         }
     }
@@ -33,6 +35,7 @@ impl Feed {
         let mut state = self.state.write();
         state.restart(reset.epoch, reset.floor);
         state.resumed_at = reset.floor.max(reset.server);
+        state.connections += 1;
         state.settlement.restart(reset.past);
         drop(state);
         self.head.send_replace(reset.floor);

@@ -63,10 +63,10 @@ impl RunFeeds {
     /// Answers with the whole row. `opens` tells whether the caller's scopes open a run of these
     /// facts; existence is decided first.
     pub async fn open(&self, request: Open, opens: impl Fn(&Facts) -> bool) -> Outcome {
-        let not_before = request.handle.as_deref().and_then(Handle::decode).and_then(|handle| {
-            let state = self.feed.state.read();
-            handle.not_before.filter(|_| state.epoch == Some(handle.epoch))
-        });
+        // Before the stream has begun nobody knows whether it is behind the client.
+        let Some(epoch) = self.feed.state.read().epoch else { return Outcome::Unavailable };
+        let handle = request.handle.as_deref().and_then(Handle::decode);
+        let not_before = handle.filter(|handle| handle.epoch == epoch).and_then(|h| h.not_before);
         if let Some(position) = not_before
             && self.is_reachable(position).await
             && !reach(&self.feed, position.lsn, CATCH_UP_WAIT).await
@@ -134,15 +134,15 @@ impl RunFeeds {
         let deadline = Instant::now() + SETTLE_WAIT;
         let mut pause = Duration::from_millis(2);
         loop {
-            let connected = self.feed.state.read().resumed_at;
+            let connections = self.feed.state.read().connections;
             let (seen, stored) = self.query(&request.run).await?;
-            let mut joined = self.join(request, connected, &seen, stored.as_ref())?;
+            let mut joined = self.join(request, connections, &seen, stored.as_ref())?;
             if matches!(&joined, Joined::Opened(opened) if !fits(request, opened)) {
                 // What the query saw is too long for a handle, so the stream must pass it first.
                 if !reach(&self.feed, seen.insert_lsn, CATCH_UP_WAIT).await {
                     return Err(Unavailable);
                 }
-                joined = self.join(request, connected, &seen, stored.as_ref())?;
+                joined = self.join(request, connections, &seen, stored.as_ref())?;
             }
             match joined {
                 Joined::Opened(opened) => return Ok(Some(opened)),
@@ -173,12 +173,11 @@ impl RunFeeds {
     }
 
     /// The row of the query and the changes of the window that it does not show, in one version of
-    /// the window. `connected` is where the server was when the stream's connection was made, as
-    /// known before the query.
+    /// the window. `connections` is how many the stream had had before the query.
     fn join(
         &self,
         request: &Open,
-        connected: Lsn,
+        connections: u64,
         seen: &Seen,
         stored: Option<&StoredRun>,
     ) -> Result<Joined, Unavailable> {
@@ -189,7 +188,7 @@ impl RunFeeds {
         let state = self.feed.state.read();
         let epoch = state.epoch.ok_or(Unavailable)?;
         // Connected anew since: the server may have crashed and taken back what the query saw.
-        let void = state.resumed_at != connected;
+        let void = state.connections != connections;
         if void || !state.settlement.admits(&horizon.snapshot, topic.topic) {
             return Ok(Joined::Repeat);
         }

@@ -48,6 +48,8 @@ pub(super) struct Window {
     /// Where the server's log ended when the stream was last connected anew. The server may have
     /// crashed just before, so horizons that are older are void, on whichever node they were made.
     pub resumed_at: Lsn,
+    /// How often it was. What a query saw before does not belong to what the window holds after.
+    pub connections: u64,
     changes: VecDeque<Record>,
     /// The number of the first of `changes`; they are numbered as they come.
     first: u64,

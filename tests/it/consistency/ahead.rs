@@ -17,7 +17,7 @@ async fn what_the_row_shows_is_not_sent_again_and_what_it_lacks_is() {
     enlarge(pool, RUN).await;
     let node = Node::start(Kind::Here, &cluster.url, &["--hold=2s"]).await;
     let wal_writer = cluster.process("walwriter").await;
-    let flush = "SET synchronous_commit = on; CREATE TABLE flushed (); DROP TABLE flushed; RESET synchronous_commit";
+    let flush = "BEGIN; SET LOCAL synchronous_commit = on; CREATE TABLE flushed (); DROP TABLE flushed; COMMIT";
     sqlx::raw_sql(flush).execute(pool).await.unwrap();
     signal("STOP", wal_writer);
     for version in 1..=3 {

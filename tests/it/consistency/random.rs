@@ -193,17 +193,17 @@ async fn follow(
             at = rng.random_range(0..urls.len());
         }
         match rng.random_range(0..100) {
-            0..2 => subscriber.begin(runs.choose(&mut rng).expect("a run").clone()),
-            2..12 => subscriber.store(),
-            12..18 if !subscriber.stored.is_empty() => {
+            0..12 => subscriber.begin(runs.choose(&mut rng).expect("a run").clone()),
+            12..20 => subscriber.store(),
+            20..26 if !subscriber.stored.is_empty() => {
                 subscriber.resume(rng.random_range(0..subscriber.stored.len()));
             }
             // A poll that is left in the middle.
-            18..30 => {
+            26..36 => {
                 let within = Duration::from_millis(rng.random_range(1..60));
                 subscriber.step(&urls[at], true, within).await;
             }
-            30..55 => subscriber.step(&urls[at], false, PATIENCE).await,
+            36..56 => subscriber.step(&urls[at], false, PATIENCE).await,
             _ => subscriber.step(&urls[at], true, PATIENCE).await,
         }
         if rng.random_bool(0.1) {
