@@ -40,7 +40,7 @@ struct Variant {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_temporary_slots_and_synchronous_commits() {
-    let arguments = &["--window=700ms"];
+    let arguments = &["--window=200ms"];
     play(&Variant { kind: Kind::Here, slot_kind: "temporary", commit: "on", arguments }).await;
 }
 

@@ -16,7 +16,7 @@ pub struct Cluster {
     pub seeded: Seeded,
     pub pool: PgPool,
     // Last, so that the pool's sessions end before their server.
-    pub postgres: Postgres,
+    _postgres: Postgres,
 }
 
 impl Cluster {
@@ -32,7 +32,7 @@ impl Cluster {
         let postgres = postgres.expect("start Postgres");
         let database = database_in(&postgres).await;
         let (url, seeded, pool) = (database.url, database.seeded, database.pool);
-        Cluster { url, seeded, pool, postgres }
+        Cluster { url, seeded, pool, _postgres: postgres }
     }
 
     /// From now on, commits that wait for a standby wait in vain.
