@@ -28,6 +28,8 @@ const WRITERS: u64 = 12;
 const PATIENT: u64 = 3;
 const SUBSCRIBERS: u64 = 24;
 const SECONDS: u64 = 8;
+/// The first of the runs get half of the attention.
+pub const HOT: usize = 6;
 
 struct Variant {
     kind: Kind,
@@ -101,7 +103,7 @@ async fn play(variant: &Variant) {
     for run in &runs {
         insert_run(pool, environment.id, run).await;
     }
-    for run in runs.iter().step_by(4) {
+    for run in runs.iter().step_by(2) {
         enlarge(pool, run).await;
     }
 
@@ -122,8 +124,10 @@ async fn play(variant: &Variant) {
     let (stop_writing, stop_following) = (CancellationToken::new(), CancellationToken::new());
     let mut writers = JoinSet::new();
     for i in 0..WRITERS {
+        // They flush the log for all, which would hide what asynchronous commits do.
+        let patient = variant.commit == "on" && i < PATIENT;
         let (url, runs, stop) = (database.url.clone(), runs.clone(), stop_writing.clone());
-        writers.spawn(write(url, runs, seed.wrapping_add(i), i < PATIENT, stop));
+        writers.spawn(write(url, runs, seed.wrapping_add(i), patient, stop));
     }
     let mut subscribers = JoinSet::new();
     for i in 0..SUBSCRIBERS {
@@ -193,7 +197,10 @@ async fn follow(
             at = rng.random_range(0..urls.len());
         }
         match rng.random_range(0..100) {
-            0..12 => subscriber.begin(runs.choose(&mut rng).expect("a run").clone()),
+            0..12 => {
+                let of = if rng.random_bool(0.5) { HOT } else { RUNS };
+                subscriber.begin(runs[..of].choose(&mut rng).expect("a run").clone());
+            }
             12..20 => subscriber.store(),
             20..26 if !subscriber.stored.is_empty() => {
                 subscriber.resume(rng.random_range(0..subscriber.stored.len()));

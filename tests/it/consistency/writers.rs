@@ -8,6 +8,7 @@ use rand::{Rng as _, SeedableRng as _};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
+use super::random::HOT;
 use super::standby::bump;
 
 /// Writes until it is told to stop. `patient` ones wait for a standby when one is required, and hold
@@ -48,6 +49,7 @@ enum Step {
 /// The statements of one transaction. Rows are taken in one order, so that nobody deadlocks.
 fn script(runs: &[String], patient: bool, rng: &mut StdRng) -> Vec<Step> {
     let many = if patient { 3 } else { rng.random_range(3..7) };
+    let runs = if rng.random_bool(0.5) { &runs[..HOT] } else { runs };
     let mut rows: Vec<&String> = runs.choose_multiple(rng, many).collect();
     rows.sort();
     let sql = |text: &str| Step::Sql(text.to_owned());
