@@ -48,7 +48,7 @@ pub fn measure(changes: usize) -> Result<Intake> {
 
     let feed = Feed::new(LIMITS);
     let xid = recorded.transactions().next().map_or(0, |first| u64::from(first.xid));
-    feed.apply(Event::Reset(Reset { epoch: 1, floor: Lsn(0), past: None }));
+    feed.apply(Event::Reset(Reset { epoch: 1, floor: Lsn(0), server: Lsn(0), past: None }));
     let mut before = cpu(own)?;
     for (number, transaction) in recorded.transactions().take(WARM_UP + changes).enumerate() {
         if number == WARM_UP {

@@ -40,7 +40,8 @@ pub struct Handle {
     pub epoch: u64,
     /// Digest of environment, filter and columns.
     pub feed: u64,
-    /// Where the stream stood when the handle was issued.
+    /// Where the stream stood when the handle was issued, or the server's log when the stream was
+    /// last connected, if that is later: a crash of the server after it voids the horizon.
     pub start: Lsn,
     /// Makes it unlike every other handle.
     pub nonce: [u8; 6],

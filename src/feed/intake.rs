@@ -21,9 +21,11 @@ impl Feed {
             Event::Tx(tx) => self.apply_transaction(tx),
             Event::Progress(lsn) => self.advance(lsn),
             Event::Reset(reset) => self.restart(reset),
-            Event::Resumed => {
+            Event::Resumed { server } => {
                 let mut state = self.state.write();
-                state.resumed_at = state.head;
+                state.resumed_at = state.head.max(server);
+                state.connections += 1;
+                state.settlement.reconnected();
             }
         }
     }
@@ -32,6 +34,8 @@ impl Feed {
         metrics::counter!(crate::telemetry::RESETS).increment(1);
         let mut state = self.state.write();
         state.restart(reset.epoch, reset.floor);
+        state.resumed_at = reset.floor.max(reset.server);
+        state.connections += 1;
         state.settlement.restart(reset.past);
         drop(state);
         self.head.send_replace(reset.floor);

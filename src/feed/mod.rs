@@ -18,4 +18,6 @@ pub use snapshot::Open;
 pub use window::{Feed, Limits};
 
 #[cfg(test)]
+mod poll_tests;
+#[cfg(test)]
 mod tests;

@@ -181,6 +181,7 @@ impl RunFeeds {
         if !Box::pin(self.is_reachable(poll.after)).await {
             return self.refetch(&poll);
         }
+        let mut last = poll.hold_until.is_none();
         loop {
             let woken = waiter.woken();
             match self.look(&mut follow) {
@@ -188,16 +189,17 @@ impl RunFeeds {
                     if let Some(answer) = deliver(&poll, head, news) {
                         return Outcome::Answer(answer);
                     }
-                    continue;
                 }
                 Look::TooOld => return self.refetch(&poll),
                 Look::Nothing => {}
             }
-            let Some(deadline) = poll.hold_until else { break };
+            let Some(deadline) = poll.hold_until.filter(|_| !last) else { break };
+            // The end is looked at once more: the head that it finds keeps a quiet feed's offset
+            // above the floor.
             tokio::select! {
                 () = woken => {}
-                () = tokio::time::sleep_until(deadline) => break,
-                () = self.drain.cancelled() => break,
+                () = tokio::time::sleep_until(deadline) => last = true,
+                () = self.drain.cancelled() => last = true,
             }
         }
         // What is seen here is never below what the client has.
@@ -211,10 +213,7 @@ impl RunFeeds {
 
     fn follow(&self, poll: &Poll) -> Option<Follow> {
         let handle = Handle::decode(&poll.handle)?;
-        let (epoch, resumed_at) = {
-            let state = self.feed.state.read();
-            (state.epoch, state.resumed_at)
-        };
+        let epoch = self.feed.state.read().epoch;
         let mine = epoch == Some(handle.epoch)
             && handle.feed == digest(&poll.run, poll.columns)
             && handle.not_before.is_none();
@@ -222,12 +221,13 @@ impl RunFeeds {
             return None;
         }
         let horizon = handle.horizon.filter(|horizon| poll.after.lsn < horizon.lsn);
-        // The server may have crashed since and given the ids that the horizon names out again.
-        if horizon.is_some() && handle.start < resumed_at {
-            return None;
-        }
-        let horizon = horizon.map(Box::new);
-        Some(Follow { run: self.topic(&poll.run), seen: poll.after, horizon })
+        Some(Follow {
+            run: self.topic(&poll.run),
+            epoch: handle.epoch,
+            start: handle.start,
+            seen: poll.after,
+            horizon: horizon.map(Box::new),
+        })
     }
 
     /// Whether the stream can ever come to this position: one beyond the server's own log was never
@@ -249,7 +249,11 @@ impl RunFeeds {
     fn look(&self, follow: &mut Follow) -> Look {
         let state = self.feed.state.read();
         let head = Position::before(state.head);
-        if follow.seen < Position::before(state.floor) {
+        // The server may have crashed and given the ids that the horizon names out again, also while
+        // the poll was held.
+        let void = follow.horizon.is_some() && follow.start < state.resumed_at;
+        let foreign = state.epoch != Some(follow.epoch);
+        if void || foreign || follow.seen < Position::before(state.floor) {
             return Look::TooOld;
         }
         let news = state.news(&follow.run, follow.seen, follow.horizon.as_deref());
@@ -283,6 +287,10 @@ impl RunFeeds {
 #[derive(Debug)]
 struct Follow {
     run: RunTopic,
+    /// The history that its positions belong to.
+    epoch: u64,
+    /// See [`Handle::start`].
+    start: Lsn,
     /// Everything up to here has been looked at.
     seen: Position,
     horizon: Option<Box<Horizon>>,

@@ -84,12 +84,30 @@ impl Settlement {
         if self.required.as_ref().is_some_and(|required| !snapshot.includes(required)) {
             return;
         }
+        let snapshot = Arc::new(snapshot);
         self.open.retain(|open| !snapshot.shows(open.xid));
+        let remembered = self.forgotten.len();
         self.forgotten.retain(|forgotten| !snapshot.shows(forgotten.open.xid));
+        let mut settled = self.forgotten.len() < remembered;
         if self.crowd.is_some_and(|xid| has_ended_below(&snapshot, xid)) {
             self.crowd = None;
+            settled = true;
         }
-        self.latest = Some(Arc::new(snapshot));
+        // Of what is no longer remembered, a query that is still under way may lack something.
+        if settled {
+            self.required = Some(Arc::clone(&snapshot));
+        }
+        self.latest = Some(snapshot);
+    }
+
+    /// The stream goes on after its connection was made anew. If the server crashed, some of what it
+    /// showed is gone with its transaction ids, and no snapshot may ever show as much again. What
+    /// was delivered and settled is durable, so that each new query shows it.
+    pub fn reconnected(&mut self) {
+        // What a new slot regards as past is durable, and holds until it is shown.
+        if self.latest.take().is_some() {
+            self.required = None;
+        }
     }
 
     /// Every transaction that commits below this has been shown; `head` when nothing is open.
@@ -162,6 +180,43 @@ mod tests {
         settlement.settle(snapshot("8:8:"));
         settlement.forget(Lsn(100), || [topic].into());
         assert!(!settlement.admits(&early, topic));
+    }
+
+    #[test]
+    fn a_query_that_began_before_the_forgotten_was_shown_is_repeated() {
+        let topic = Topics::default().run("env", "run_1");
+        let mut settlement = Settlement::default();
+        settlement.committed(7, Lsn(100));
+        settlement.forget(Lsn(100), || [topic].into());
+        let under_way = snapshot("7:8:7");
+        settlement.settle(snapshot("8:8:"));
+        assert!(!settlement.admits(&under_way, topic), "its rows lack the change of 7");
+        assert!(settlement.admits(&snapshot("8:9:"), topic));
+    }
+
+    #[test]
+    fn ids_that_a_crash_took_back_are_not_waited_for() {
+        let topic = Topics::default().run("env", "run_1");
+        let mut settlement = Settlement::default();
+        settlement.committed(7, Lsn(100));
+        settlement.settle(snapshot("300:300:"));
+        settlement.forget(Lsn(100), || [topic].into());
+        assert!(!settlement.admits(&snapshot("9:9:"), topic));
+        settlement.reconnected();
+        assert!(settlement.admits(&snapshot("9:9:"), topic));
+        settlement.committed(9, Lsn(200));
+        assert_eq!(settlement.settled_below(Lsn(300)), Lsn(200));
+        settlement.settle(snapshot("10:10:"));
+        assert_eq!(settlement.settled_below(Lsn(300)), Lsn(300));
+    }
+
+    #[test]
+    fn what_a_new_slot_regards_as_past_is_waited_for_after_a_new_connection_too() {
+        let topic = Topics::default().run("env", "run_1");
+        let mut settlement = Settlement::default();
+        settlement.restart(Some(snapshot("9:9:")));
+        settlement.reconnected();
+        assert!(!settlement.admits(&snapshot("8:10:8"), topic));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::image::{BodyKey, Image};
 use super::position::Position;
 use super::run::{Answer, CATCH_UP_WAIT, Facts, Outcome, RunFeeds, RunKey, digest, reach};
 use super::wire;
+use crate::postgres::Lsn;
 use crate::runs::columns::{Column, ColumnSet};
 use crate::runs::store::{Seen, StoredRun};
 
@@ -45,6 +46,8 @@ struct Opened {
     image: Arc<Image>,
     facts: Facts,
     offset: Position,
+    /// See [`Handle::start`].
+    start: Lsn,
     horizon: Option<Horizon>,
     epoch: u64,
 }
@@ -60,10 +63,10 @@ impl RunFeeds {
     /// Answers with the whole row. `opens` tells whether the caller's scopes open a run of these
     /// facts; existence is decided first.
     pub async fn open(&self, request: Open, opens: impl Fn(&Facts) -> bool) -> Outcome {
-        let not_before = request.handle.as_deref().and_then(Handle::decode).and_then(|handle| {
-            let state = self.feed.state.read();
-            handle.not_before.filter(|_| state.epoch == Some(handle.epoch))
-        });
+        // Before the stream has begun nobody knows whether it is behind the client.
+        let Some(epoch) = self.feed.state.read().epoch else { return Outcome::Unavailable };
+        let handle = request.handle.as_deref().and_then(Handle::decode);
+        let not_before = handle.filter(|handle| handle.epoch == epoch).and_then(|h| h.not_before);
         if let Some(position) = not_before
             && self.is_reachable(position).await
             && !reach(&self.feed, position.lsn, CATCH_UP_WAIT).await
@@ -99,7 +102,7 @@ impl RunFeeds {
         let epoch = state.epoch?;
         drop(state);
         let facts = self.facts_of(&image);
-        Some(Opened { image, facts, offset, horizon: None, epoch })
+        Some(Opened { image, facts, offset, start: offset.lsn, horizon: None, epoch })
     }
 
     async fn open_by_query(&self, request: &Open) -> Result<Option<Opened>, Unavailable> {
@@ -131,14 +134,15 @@ impl RunFeeds {
         let deadline = Instant::now() + SETTLE_WAIT;
         let mut pause = Duration::from_millis(2);
         loop {
+            let connections = self.feed.state.read().connections;
             let (seen, stored) = self.query(&request.run).await?;
-            let mut joined = self.join(request, &seen, stored.as_ref())?;
+            let mut joined = self.join(request, connections, &seen, stored.as_ref())?;
             if matches!(&joined, Joined::Opened(opened) if !fits(request, opened)) {
                 // What the query saw is too long for a handle, so the stream must pass it first.
                 if !reach(&self.feed, seen.insert_lsn, CATCH_UP_WAIT).await {
                     return Err(Unavailable);
                 }
-                joined = self.join(request, &seen, stored.as_ref())?;
+                joined = self.join(request, connections, &seen, stored.as_ref())?;
             }
             match joined {
                 Joined::Opened(opened) => return Ok(Some(opened)),
@@ -169,10 +173,11 @@ impl RunFeeds {
     }
 
     /// The row of the query and the changes of the window that it does not show, in one version of
-    /// the window.
+    /// the window. `connections` is how many the stream had had before the query.
     fn join(
         &self,
         request: &Open,
+        connections: u64,
         seen: &Seen,
         stored: Option<&StoredRun>,
     ) -> Result<Joined, Unavailable> {
@@ -182,9 +187,12 @@ impl RunFeeds {
         let horizon = Horizon { snapshot: seen.snapshot.clone(), lsn: seen.insert_lsn };
         let state = self.feed.state.read();
         let epoch = state.epoch.ok_or(Unavailable)?;
-        if !state.settlement.admits(&horizon.snapshot, topic.topic) {
+        // Connected anew since: the server may have crashed and taken back what the query saw.
+        let void = state.connections != connections;
+        if void || !state.settlement.admits(&horizon.snapshot, topic.topic) {
             return Ok(Joined::Repeat);
         }
+        let start = state.head.max(state.resumed_at);
         let later = state.news(&topic, Position::default(), Some(&horizon));
         let head = state.head;
         drop(state);
@@ -201,7 +209,7 @@ impl RunFeeds {
         // Once the stream has passed what the query can have seen, there is nothing to skip.
         let horizon = (head < horizon.lsn).then_some(horizon);
         let offset = Position::before(head);
-        Ok(Joined::Opened(Opened { image, facts, offset, horizon, epoch }))
+        Ok(Joined::Opened(Opened { image, facts, offset, start, horizon, epoch }))
     }
 
     /// The facts of a row that was read, kept for the polls that follow.
@@ -219,7 +227,7 @@ impl RunFeeds {
 
 fn handle(request: &Open, opened: &Opened) -> String {
     let feed = digest(&request.run, request.columns);
-    let mut handle = Handle::issue(opened.epoch, feed, opened.offset.lsn);
+    let mut handle = Handle::issue(opened.epoch, feed, opened.start);
     handle.horizon.clone_from(&opened.horizon);
     handle.encode()
 }

@@ -19,7 +19,7 @@ const ENVIRONMENT: &str = "env_1";
 
 fn feed(bytes: usize) -> Arc<Feed> {
     let feed = Feed::new(Limits { age: Duration::from_secs(120), bytes });
-    feed.apply(Event::Reset(Reset { epoch: 1, floor: Lsn(10), past: None }));
+    feed.apply(Event::Reset(Reset { epoch: 1, floor: Lsn(10), server: Lsn(10), past: None }));
     feed
 }
 

@@ -45,8 +45,11 @@ pub(super) struct Window {
     pub floor: Lsn,
     /// Everything that committed before this has been seen.
     pub head: Lsn,
-    /// Where the stream was last connected anew: horizons from before it may be void.
+    /// Where the server's log ended when the stream was last connected anew. The server may have
+    /// crashed just before, so horizons that are older are void, on whichever node they were made.
     pub resumed_at: Lsn,
+    /// How often it was. What a query saw before does not belong to what the window holds after.
+    pub connections: u64,
     changes: VecDeque<Record>,
     /// The number of the first of `changes`; they are numbered as they come.
     first: u64,
@@ -151,7 +154,7 @@ impl Window {
     /// Forgets everything and goes on from `floor`.
     pub fn restart(&mut self, epoch: u64, floor: Lsn) {
         self.clear();
-        (self.epoch, self.floor, self.head, self.resumed_at) = (Some(epoch), floor, floor, floor);
+        (self.epoch, self.floor, self.head) = (Some(epoch), floor, floor);
     }
 
     /// Forgets all changes up to `end`, of whatever runs.

@@ -17,7 +17,10 @@ pub enum Event {
     Reset(Reset),
     /// The connection was made anew and the stream goes on where it was. The server may have
     /// crashed meanwhile, and given ids of lost transactions out again.
-    Resumed,
+    Resumed {
+        /// Where the server's durable log ended then: the stream had not come further before.
+        server: Lsn,
+    },
 }
 
 impl Event {
@@ -29,7 +32,7 @@ impl Event {
                 .iter()
                 .any(|change| matches!(change, Change::KeysChanged | Change::TooLarge)),
             Event::Reset(_) => true,
-            Event::Progress(_) | Event::Resumed => false,
+            Event::Progress(_) | Event::Resumed { .. } => false,
         }
     }
 }
@@ -79,6 +82,8 @@ pub struct Reset {
     pub epoch: u64,
     /// Changes that committed at or after this position will be delivered; earlier ones will not.
     pub floor: Lsn,
+    /// Where the server's durable log ended when the connection was made.
+    pub server: Lsn,
     /// What a query must show before its rows may be joined to this stream: all that the slot
     /// regards as past. `None` where the slot has been read before.
     pub past: Option<Snapshot>,

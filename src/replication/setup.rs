@@ -24,6 +24,8 @@ pub enum SetupError {
 pub(super) struct ServerFacts {
     /// Whether the server itself bounds what a slot may retain.
     pub bounds_slots: bool,
+    /// Whether the publication has been made just now: a slot from before it is of no use.
+    pub published_now: bool,
     /// How often to report to the server, so that it never has to ask.
     pub report_every: Duration,
 }
@@ -45,9 +47,24 @@ const TABLES: [&str; 7] = [
     "Organization",
 ];
 
+/// How long the server may take to let us in.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
 /// Connects for a few statements.
 pub(super) async fn connect(settings: &Settings) -> Result<PgConnection, sqlx::Error> {
-    settings.url.sql_options().disable_statement_logging().connect().await
+    let options = settings.url.sql_options().disable_statement_logging();
+    let connected = tokio::time::timeout(CONNECT_LIMIT, options.connect()).await;
+    connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+}
+
+/// A server that lets us in never, as opposed to not now.
+fn refused(error: sqlx::Error) -> SetupError {
+    let code = error.as_database_error().and_then(|error| error.code());
+    // A wrong password, a role that may not log in, a database that is not there.
+    match code.as_deref() {
+        Some("28P01" | "28000" | "3D000") => wrong(format!("the database refuses us: {error}")),
+        _ => error.into(),
+    }
 }
 
 /// Checks the server and finds or creates the publication. It comes before the slot: a slot that is
@@ -63,10 +80,11 @@ pub(super) async fn prepare(settings: &Settings) -> Result<ServerFacts, SetupErr
             )));
         }
     }
-    let mut connection = connect(settings).await?;
-    let facts = check_server(&mut connection).await?;
+    let mut connection = connect(settings).await.map_err(refused)?;
+    let mut facts = check_server(&mut connection).await?;
+    check_role(&mut connection).await?;
     check_runs(&mut connection).await?;
-    publish(&mut connection, &settings.publication).await?;
+    facts.published_now = publish(&mut connection, &settings.publication).await?;
     let _ = connection.close().await;
     Ok(facts)
 }
@@ -109,7 +127,25 @@ async fn check_server(connection: &mut PgConnection) -> Result<ServerFacts, Setu
         Some(ms @ 1..) => Duration::from_millis(ms / 4).clamp(SOONEST_REPORT, REPORT),
         _ => REPORT,
     };
-    Ok(ServerFacts { bounds_slots, report_every })
+    Ok(ServerFacts { bounds_slots, published_now: false, report_every })
+}
+
+async fn check_role(connection: &mut PgConnection) -> Result<(), SetupError> {
+    // Managed servers grant a role of theirs instead of the attribute.
+    let may_replicate: bool = sqlx::query_scalar(
+        "SELECT rolsuper OR rolreplication OR EXISTS (
+           SELECT FROM pg_roles granted WHERE granted.rolname IN ('rds_replication', 'azure_pg_admin', 'cloudsqlsuperuser')
+             AND pg_has_role(current_user, granted.oid, 'member'))
+         FROM pg_roles WHERE rolname = current_user",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if may_replicate {
+        return Ok(());
+    }
+    let role: String =
+        sqlx::query_scalar("SELECT current_user::text").fetch_one(&mut *connection).await?;
+    Err(wrong(format!(r#"the role {role} may not replicate: ALTER ROLE "{role}" REPLICATION"#)))
 }
 
 async fn check_runs(connection: &mut PgConnection) -> Result<(), SetupError> {
@@ -149,15 +185,18 @@ async fn check_runs(connection: &mut PgConnection) -> Result<(), SetupError> {
     }
 }
 
-/// Adopts the publication if it fits, creates it if it is missing.
-async fn publish(connection: &mut PgConnection, name: &str) -> Result<(), SetupError> {
+/// Adopts the publication if it fits, creates it if it is missing; tells whether it did.
+async fn publish(connection: &mut PgConnection, name: &str) -> Result<bool, SetupError> {
     let actions: Option<(bool, bool, bool)> = sqlx::query_as(
         "SELECT pubinsert, pubupdate, pubdelete FROM pg_publication WHERE pubname = $1",
     )
     .bind(name)
     .fetch_optional(&mut *connection)
     .await?;
-    let Some(actions) = actions else { return create(connection, name).await };
+    let Some(actions) = actions else {
+        create(connection, name).await?;
+        return Ok(true);
+    };
     if actions != (true, true, true) {
         return Err(wrong(format!(
             "the publication {name} leaves out some actions: ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate')"
@@ -189,7 +228,7 @@ async fn publish(connection: &mut PgConnection, name: &str) -> Result<(), SetupE
             r#"the publication {name} has a column list or row filter, which can make Trigger.dev's own updates fail: ALTER PUBLICATION {name} SET TABLE public."TaskRun""#
         )));
     }
-    Ok(())
+    Ok(false)
 }
 
 async fn create(connection: &mut PgConnection, name: &str) -> Result<(), SetupError> {

@@ -20,6 +20,8 @@ const CREATE_LIMIT: Duration = Duration::from_secs(600);
 const CREATE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a look at the slot may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// How long the server may take to identify itself, or to start a stream.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 /// How many events are buffered between the socket and the assembler.
 const BUFFERED_EVENTS: usize = 512;
 
@@ -72,6 +74,8 @@ pub(super) enum AttachError {
     Replication(#[from] PgWireError),
     #[error("an unreadable answer to {0}")]
     Answer(&'static str),
+    #[error("no answer to {0}")]
+    Silent(&'static str),
     #[error("the slot {0} is read by somebody else")]
     Busy(String),
     #[error("a slot could not be created, since transactions have been open for {} s", CREATE_LIMIT.as_secs())]
@@ -142,7 +146,7 @@ async fn attach_named(
 ) -> Result<Attachment, AttachError> {
     let mut sql = connect(settings).await?;
     let row = sqlx::query(
-        "SELECT plugin::text, database = current_database(), active, wal_status, confirmed_flush_lsn::text, safe_wal_size
+        "SELECT plugin::text, database = current_database(), active, wal_status
          FROM pg_replication_slots WHERE slot_name = $1",
     )
     .bind(&settings.slot)
@@ -161,19 +165,18 @@ async fn attach_named(
     if row.try_get(2)? {
         return Err(AttachError::Busy(name));
     }
-    if row.try_get::<Option<&str>, _>(3)? == Some("lost") {
-        tracing::warn!(
-            slot = name,
-            "the server has removed log that the slot needs: a new one is made"
-        );
+    let lost = row.try_get::<Option<&str>, _>(3)? == Some("lost");
+    if lost || server.published_now {
+        let reason = if lost {
+            "the server has removed log that it needs"
+        } else {
+            "it is older than its publication"
+        };
+        tracing::warn!(slot = name, reason, "the slot cannot be read: a new one is made");
         drop_named(&mut sql, &name).await?;
         let client = session(settings, server, &name, Lsn(0)).await?;
         return create(settings, client, name, true).await;
     }
-    let confirmed = row.try_get::<Option<&str>, _>(4)?.and_then(|text| text.parse().ok());
-    let confirmed = confirmed.ok_or(AttachError::Answer("the slot's position"))?;
-    let safe_bytes = row.try_get::<Option<i64>, _>(5)?.map(bytes);
-    let _ = sql.close().await;
     let from = progress.map_or(Lsn(0), |progress| progress.delivered);
     let mut client = session(settings, server, &name, from).await?;
     let (mut epoch, mut server_lsn) = identify(settings, &mut client).await?;
@@ -183,7 +186,17 @@ async fn attach_named(
         (epoch, server_lsn) = identify(settings, &mut client).await?;
     }
     start(&mut client).await?;
-    let start = Start::Resumed { confirmed };
+    // Only now is the slot ours, so that nobody else moves it.
+    let (confirmed, safe): (Option<String>, Option<i64>) = sqlx::query_as(
+        "SELECT confirmed_flush_lsn::text, safe_wal_size FROM pg_replication_slots WHERE slot_name = $1",
+    )
+    .bind(&name)
+    .fetch_one(&mut sql)
+    .await?;
+    let _ = sql.close().await;
+    let confirmed = confirmed.and_then(|text| text.parse().ok());
+    let confirmed = confirmed.ok_or(AttachError::Answer("the slot's position"))?;
+    let (start, safe_bytes) = (Start::Resumed { confirmed }, safe.map(bytes));
     Ok(Attachment { client, slot: name, permanent: true, start, epoch, server_lsn, safe_bytes })
 }
 
@@ -215,11 +228,14 @@ async fn create(
     permanent: bool,
 ) -> Result<Attachment, AttachError> {
     let (epoch, server_lsn) = identify(settings, &mut client).await?;
+    // The server's own limit: if we merely went away, it would wait on and leave a slot behind.
+    let limit = format!("SET lock_timeout = '{}s'", CREATE_LIMIT.as_secs());
+    client.simple_query(&limit).await?;
     let temporary = if permanent { "" } else { "TEMPORARY " };
     let sql = format!("CREATE_REPLICATION_SLOT {slot} {temporary}LOGICAL pgoutput EXPORT_SNAPSHOT");
     let rows = {
         let created = client.simple_query(&sql);
-        let mut created = std::pin::pin!(tokio::time::timeout(CREATE_LIMIT, created));
+        let mut created = std::pin::pin!(tokio::time::timeout(2 * CREATE_LIMIT, created));
         tokio::select! {
             rows = created.as_mut() => rows,
             () = sleep(CREATE_PATIENCE) => {
@@ -277,7 +293,8 @@ async fn identify(
     client: &mut ReplicationClient,
 ) -> Result<(u64, Lsn), AttachError> {
     use sha2::{Digest, Sha256};
-    let system = client.identify_system().await?;
+    let answer = tokio::time::timeout(ANSWER_LIMIT, client.identify_system()).await;
+    let system = answer.map_err(|_| AttachError::Silent("IDENTIFY_SYSTEM"))??;
     let text = format!("{}/{}/{}", system.system_id, system.timeline, settings.epoch_counter);
     let digest = Sha256::digest(text);
     Ok((u64::from_be_bytes(std::array::from_fn(|i| digest[i])), system.xlogpos.into()))
@@ -285,7 +302,8 @@ async fn identify(
 
 async fn start(client: &mut ReplicationClient) -> Result<(), AttachError> {
     client.start().await?;
-    Ok(client.wait_started().await?)
+    let started = tokio::time::timeout(ANSWER_LIMIT, client.wait_started()).await;
+    Ok(started.map_err(|_| AttachError::Silent("START_REPLICATION"))??)
 }
 
 pub(super) async fn drop_named(sql: &mut PgConnection, name: &str) -> Result<(), sqlx::Error> {

@@ -31,6 +31,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 pub struct Source {
     settings: Settings,
     status: Arc<Status>,
+    /// Whether the publication was missing when the source was made.
+    published_now: bool,
 }
 
 /// Tries that fail one after the other: told once, and made at growing intervals.
@@ -75,12 +77,15 @@ impl Source {
     /// Checks the server and makes the publication. A server that does not answer is no error: it
     /// is waited for once the source runs.
     pub async fn new(settings: Settings) -> Result<Self, SetupError> {
-        match prepare(&settings).await {
+        let published_now = match prepare(&settings).await {
             Err(error @ SetupError::Wrong(_)) => return Err(error),
-            Err(error) => tracing::warn!(%error, "waiting for the database"),
-            Ok(_) => {}
-        }
-        Ok(Source { settings, status: Arc::default() })
+            Err(error) => {
+                tracing::warn!(%error, "waiting for the database");
+                false
+            }
+            Ok(server) => server.published_now,
+        };
+        Ok(Source { settings, status: Arc::default(), published_now })
     }
 
     /// How it stands.
@@ -141,11 +146,12 @@ impl Source {
     }
 
     async fn attach(&self, progress: Option<Progress>) -> Result<Attachment, AttachError> {
-        let server = prepare(&self.settings).await?;
+        let mut server = prepare(&self.settings).await?;
+        server.published_now |= self.published_now && progress.is_none();
         attach(&self.settings, server, progress).await
     }
 
-    /// A slot that is older than its publication can decode nothing for good.
+    /// What such a slot holds can never be read; what it would have brought is read anew by everybody.
     async fn discard_slot(&self) {
         if let Ok(mut sql) = connect(&self.settings).await {
             let _ = drop_named(&mut sql, &self.settings.slot).await;
@@ -166,7 +172,7 @@ impl Source {
         if !outage.is_on() {
             tracing::info!(slot, permanent, "the stream is attached");
         }
-        let from = begin(&start, epoch, server_lsn, *progress, sink, start_past(&start));
+        let from = begin(start, epoch, server_lsn, *progress, sink);
         let mut assembler = Assembler::new(from, self.settings.max_tx_bytes);
         *progress = Some(Progress { epoch, delivered: from });
         let mut feedback = if permanent {
@@ -215,7 +221,13 @@ impl Source {
                         Ok(None) => {}
                         Err(error) => {
                             client.abort();
-                            return Ended::Lost(format!("unreadable message: {error}"));
+                            // It would come again for as long as the slot stands before it.
+                            let reason = format!("unreadable message: {error}");
+                            return if permanent {
+                                Ended::SlotUnusable(reason)
+                            } else {
+                                Ended::Lost(reason)
+                            };
                         }
                     }
                     *progress = Some(Progress { epoch, delivered: assembler.delivered() });
@@ -235,33 +247,26 @@ impl Source {
     }
 }
 
-fn start_past(start: &Start) -> Option<crate::postgres::Snapshot> {
-    match start {
-        Start::Created { past, .. } => Some(past.clone()),
-        Start::Resumed { .. } => None,
-    }
-}
-
 /// Tells the sink whether the stream goes on or starts anew, and gives where it begins.
 fn begin(
-    start: &Start,
+    start: Start,
     epoch: u64,
-    server_lsn: Lsn,
+    server: Lsn,
     progress: Option<Progress>,
     sink: &mut impl FnMut(Event),
-    past: Option<crate::postgres::Snapshot>,
 ) -> Lsn {
-    let floor = match start {
-        Start::Created { floor, .. } => *floor,
-        Start::Resumed { confirmed } => *confirmed,
+    let (floor, past) = match start {
+        Start::Created { floor, past } => (floor, Some(past)),
+        Start::Resumed { confirmed } => (confirmed, None),
     };
-    if let (Some(progress), Start::Resumed { .. }) = (progress, start)
-        && progress.continues_on(epoch, server_lsn)
+    if let Some(progress) = progress
+        && past.is_none()
+        && progress.continues_on(epoch, server)
         && floor <= progress.delivered
     {
-        sink(Event::Resumed);
+        sink(Event::Resumed { server });
         return progress.delivered;
     }
-    sink(Event::Reset(Reset { epoch, floor, past }));
+    sink(Event::Reset(Reset { epoch, floor, server, past }));
     floor
 }

@@ -5,6 +5,7 @@ mod support;
 
 mod auth;
 mod clients;
+mod consistency;
 mod dev_command;
 mod dev_engine;
 mod dev_postgres;

@@ -150,7 +150,7 @@ pub fn head(events: &[Event]) -> Lsn {
         Event::Tx(tx) => head.max(tx.end_lsn),
         Event::Progress(lsn) => head.max(*lsn),
         Event::Reset(reset) => reset.floor,
-        Event::Resumed => head,
+        Event::Resumed { .. } => head,
     })
 }
 
@@ -162,7 +162,7 @@ pub fn assert_in_order(events: &[Event]) {
             Event::Tx(tx) => (tx.commit_lsn, tx.end_lsn),
             Event::Progress(lsn) => (*lsn, *lsn),
             Event::Reset(reset) => (reset.floor, reset.floor),
-            Event::Resumed => continue,
+            Event::Resumed { .. } => continue,
         };
         assert!(begin >= at, "{event:?} comes after {at}");
         assert!(end >= begin, "{event:?}");

@@ -68,7 +68,7 @@ pub async fn permanent_goes_on(postgres: &Postgres) {
     settings.slot_kind = SlotKind::Permanent;
     let stream = Stream::start(settings).await;
     let resumptions = |events: &[Event]| {
-        events.iter().filter(|event| matches!(event, Event::Resumed)).count() as i64
+        events.iter().filter(|event| matches!(event, Event::Resumed { .. })).count() as i64
     };
     let writer = async {
         for version in 0..VERSIONS {
