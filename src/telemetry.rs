@@ -1,5 +1,6 @@
 //! Every metric, defined once, and the set-up of logs.
 
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use metrics::{
@@ -52,23 +53,28 @@ metric_names! {
     WAITED_TOPICS = "runwire_waited_topics";
 }
 
-/// Installs the metrics recorder of this process and describes every metric.
+/// Installs the metrics recorder of this process, once, and describes every metric.
 ///
-/// The handle renders them in Prometheus' text form. Called a second time in a process (as tests
-/// do) the metrics of that call go nowhere, and only the first handle sees any.
+/// The handle renders them in Prometheus' text form; it is the same for every server of a process.
 pub fn install_metrics() -> PrometheusHandle {
-    let buckets =
-        [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 30.0];
-    let recorder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full(DELIVERY_LATENCY.to_owned()), &buckets)
-        .unwrap_or_else(|_| PrometheusBuilder::new()) // fails only for an empty list
-        .build_recorder();
-    let handle = recorder.handle();
-    // An error means that there is a recorder already.
-    let _ = metrics::set_global_recorder(recorder);
-    describe();
-    handle
+    static INSTALLED: OnceLock<PrometheusHandle> = OnceLock::new();
+    let install = || {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Full(DELIVERY_LATENCY.to_owned()), &LATENCIES)
+            .unwrap_or_else(|_| PrometheusBuilder::new()) // fails only for an empty list
+            .build_recorder();
+        let handle = recorder.handle();
+        // An error means that the program around us has a recorder of its own.
+        let _ = metrics::set_global_recorder(recorder);
+        describe();
+        handle
+    };
+    INSTALLED.get_or_init(install).clone()
 }
+
+/// The bounds of the latencies that are told apart, in seconds.
+const LATENCIES: [f64; 14] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 30.0];
 
 fn describe() {
     describe_gauge!(CONNECTIONS, "Connections open now, by listener");

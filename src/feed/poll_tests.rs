@@ -14,7 +14,7 @@ use super::run::digest;
 use super::window::Limits;
 use super::{Answer, Feed, Outcome, Poll, RunFeeds, RunKey};
 use crate::postgres::Lsn;
-use crate::replication::change::{Event, Reset};
+use crate::replication::change::{Change, Event, Reset};
 use crate::runs::columns::ColumnSet;
 use crate::runs::store::RunStore;
 
@@ -72,6 +72,33 @@ async fn its_end_carries_the_head_so_that_a_quiet_feed_stays_above_the_floor() {
     let outcome = held(&feed, runs, poll, |feed| feed.apply(Event::Progress(Lsn(900)))).await;
     let Outcome::Answer(Answer { offset, .. }) = outcome else { panic!("{outcome:?}") };
     assert_eq!(offset, Position::before(Lsn(900)));
+}
+
+#[tokio::test]
+async fn one_whose_run_is_quiet_while_others_fill_the_window_is_not_sent_away() {
+    let (feed, runs) = feeds();
+    let poll = poll(None, Duration::from_millis(50));
+    let others = |feed: &Feed| {
+        for i in 1..50u32 {
+            let row = super::tests::row(1 + i as usize, Some(&"x".repeat(1 << 16)));
+            feed.apply(super::tests::tx(i, 1_000 * u64::from(i), vec![Change::RunInserted(row)]));
+        }
+        assert!(feed.state.read().floor > Lsn(50), "the window has moved on");
+    };
+    let outcome = held(&feed, runs, poll, others).await;
+    let Outcome::Answer(Answer { offset, .. }) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(offset, Position::before(feed.head()));
+}
+
+#[tokio::test]
+async fn one_that_is_held_while_everything_is_forgotten_at_once_is_sent_away() {
+    let (feed, runs) = feeds();
+    let poll = poll(None, Duration::from_secs(60));
+    let truncated = |feed: &Feed| {
+        feed.apply(super::tests::tx(5, 1_000, vec![Change::RunsTruncated]));
+    };
+    let outcome = held(&feed, runs, poll, truncated).await;
+    assert!(matches!(outcome, Outcome::MustRefetch(_)), "{outcome:?}");
 }
 
 #[tokio::test]

@@ -182,9 +182,11 @@ impl RunFeeds {
             return self.refetch(&poll);
         }
         let mut last = poll.hold_until.is_none();
+        // Whether nothing has touched the run since the last look.
+        let mut quiet = false;
         loop {
             let woken = waiter.woken();
-            match self.look(&mut follow) {
+            match self.look(&mut follow, quiet) {
                 Look::News(head, news) => {
                     if let Some(answer) = deliver(&poll, head, news) {
                         return Outcome::Answer(answer);
@@ -196,11 +198,12 @@ impl RunFeeds {
             let Some(deadline) = poll.hold_until.filter(|_| !last) else { break };
             // The end is looked at once more: the head that it finds keeps a quiet feed's offset
             // above the floor.
-            tokio::select! {
-                () = woken => {}
-                () = tokio::time::sleep_until(deadline) => last = true,
-                () = self.drain.cancelled() => last = true,
-            }
+            (quiet, last) = tokio::select! {
+                biased;
+                () = woken => (false, false),
+                () = tokio::time::sleep_until(deadline) => (true, true),
+                () = self.drain.cancelled() => (true, true),
+            };
         }
         // What is seen here is never below what the client has.
         Outcome::Answer(Answer {
@@ -225,6 +228,7 @@ impl RunFeeds {
             run: self.topic(&poll.run),
             epoch: handle.epoch,
             start: handle.start,
+            generation: 0,
             seen: poll.after,
             horizon: horizon.map(Box::new),
         })
@@ -246,16 +250,24 @@ impl RunFeeds {
         }
     }
 
-    fn look(&self, follow: &mut Follow) -> Look {
+    fn look(&self, follow: &mut Follow, quiet: bool) -> Look {
         let state = self.feed.state.read();
         let head = Position::before(state.head);
         // The server may have crashed and given the ids that the horizon names out again, also while
         // the poll was held.
         let void = follow.horizon.is_some() && follow.start < state.resumed_at;
         let foreign = state.epoch != Some(follow.epoch);
-        if void || foreign || follow.seen < Position::before(state.floor) {
+        if void || foreign {
             return Look::TooOld;
         }
+        if follow.seen < Position::before(state.floor) {
+            // What has left the window meanwhile was not of this run, or it would have been woken.
+            if !(quiet && follow.generation == state.generation) {
+                return Look::TooOld;
+            }
+            follow.seen = Position::before(state.floor);
+        }
+        follow.generation = state.generation;
         let news = state.news(&follow.run, follow.seen, follow.horizon.as_deref());
         drop(state);
         follow.seen = follow.seen.max(head);
@@ -291,6 +303,8 @@ struct Follow {
     epoch: u64,
     /// See [`Handle::start`].
     start: Lsn,
+    /// How often the window had been emptied when it was last looked at.
+    generation: u64,
     /// Everything up to here has been looked at.
     seen: Position,
     horizon: Option<Box<Horizon>>,

@@ -23,7 +23,7 @@ fn feed(bytes: usize) -> Arc<Feed> {
     feed
 }
 
-fn row(run: usize, metadata: Option<&str>) -> Tuple {
+pub fn row(run: usize, metadata: Option<&str>) -> Tuple {
     let id = format!("id{run}");
     let friendly_id = format!("run_{run}");
     let cells = [
@@ -47,7 +47,7 @@ fn row(run: usize, metadata: Option<&str>) -> Tuple {
     tuple
 }
 
-fn tx(xid: u32, commit: u64, changes: Vec<Change>) -> Event {
+pub fn tx(xid: u32, commit: u64, changes: Vec<Change>) -> Event {
     Event::Tx(Tx {
         xid,
         commit_lsn: Lsn(commit),

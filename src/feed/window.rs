@@ -50,6 +50,8 @@ pub(super) struct Window {
     pub resumed_at: Lsn,
     /// How often it was. What a query saw before does not belong to what the window holds after.
     pub connections: u64,
+    /// How often everything was forgotten at once.
+    pub generation: u64,
     changes: VecDeque<Record>,
     /// The number of the first of `changes`; they are numbered as they come.
     first: u64,
@@ -165,6 +167,7 @@ impl Window {
     }
 
     fn clear(&mut self) {
+        self.generation += 1;
         self.first += self.changes.len() as u64;
         self.changes.clear();
         self.transactions.clear();

@@ -4,6 +4,8 @@ mod assembler;
 pub mod change;
 mod feedback;
 pub mod pgoutput;
+mod removal;
+mod session;
 mod setup;
 mod slot;
 mod source;
@@ -11,8 +13,9 @@ mod status;
 
 use std::time::Duration;
 
+pub use removal::{DropError, Dropped, drop_slot};
 pub use setup::SetupError;
-pub use slot::{DropError, Dropped, drop_slot, retained_wal};
+pub use slot::retained_wal;
 pub use source::Source;
 pub use status::Status;
 

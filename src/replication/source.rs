@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgwire_replication::ReplicationEvent;
+use futures_util::FutureExt as _;
+use pgwire_replication::{PgWireError, ReplicationClient, ReplicationEvent};
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::assembler::Assembler;
 use super::change::{Event, Marks, Reset};
 use super::feedback::Feedback;
+use super::session::{AttachError, Attachment, Progress, Start, sqlstate};
 use super::setup::{SetupError, connect, prepare};
-use super::slot::{
-    AttachError, Attachment, Progress, Start, attach, drop_named, is_read, sqlstate,
-};
+use super::slot::{attach, drop_named, is_read};
 use super::status::Status;
 use crate::postgres::Lsn;
 
@@ -63,6 +63,8 @@ impl Outage {
         self.failures = 0;
     }
 }
+
+type Received = Result<Option<ReplicationEvent>, PgWireError>;
 
 enum Ended {
     /// We were asked to stop.
@@ -181,33 +183,37 @@ impl Source {
             Feedback::at_once()
         };
         self.status.attach(&slot);
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let began = Instant::now();
-        let mut heard = began;
+        let (mut heard, mut ticked) = (began, began - TICK);
         loop {
-            let event = tokio::select! {
-                biased;
-                () = stop.cancelled() => {
-                    let _ = tokio::time::timeout(GOODBYE, client.shutdown()).await;
-                    return Ended::Stopped;
+            if ticked.elapsed() >= TICK {
+                ticked = Instant::now();
+                if began.elapsed() >= STEADY {
+                    outage.over(&slot);
                 }
-                _ = tick.tick() => {
-                    if began.elapsed() >= STEADY {
-                        outage.over(&slot);
+                let confirmed = feedback.confirm(ticked, assembler.delivered(), marks.settled());
+                client.update_applied_lsn(pgwire_replication::Lsn::from_u64(confirmed.0));
+                let behind = marks.server() > assembler.delivered();
+                if behind && heard.elapsed() > self.settings.silence {
+                    if !is_read(&self.settings, &slot).await {
+                        client.abort();
+                        let reason = "the connection is silent while the server's log grows";
+                        return Ended::Lost(reason.into());
                     }
-                    let confirmed = feedback.confirm(Instant::now(), assembler.delivered(), marks.settled());
-                    client.update_applied_lsn(pgwire_replication::Lsn::from_u64(confirmed.0));
-                    if heard.elapsed() > self.settings.silence && marks.server() > assembler.delivered() {
-                        if !is_read(&self.settings, &slot).await {
-                            client.abort();
-                            return Ended::Lost("the connection is silent while the server's log grows".into());
-                        }
-                        heard = Instant::now();
-                    }
-                    continue;
+                    heard = Instant::now();
                 }
-                event = client.recv() => event,
+            }
+            if stop.is_cancelled() {
+                let _ = tokio::time::timeout(GOODBYE, client.shutdown()).await;
+                return Ended::Stopped;
+            }
+            let event = match ready(&mut client) {
+                Some(event) => event,
+                None => tokio::select! {
+                    () = stop.cancelled() => continue,
+                    () = tokio::time::sleep(TICK) => continue,
+                    event = client.recv() => event,
+                },
             };
             heard = Instant::now();
             match event {
@@ -245,6 +251,15 @@ impl Source {
             }
         }
     }
+}
+
+/// What the socket's thread has ready. It is given a chance to read more before this thread goes to
+/// sleep: under load the two would wake each other for every single event otherwise.
+fn ready(client: &mut ReplicationClient) -> Option<Received> {
+    client.recv().now_or_never().or_else(|| {
+        std::thread::yield_now();
+        client.recv().now_or_never()
+    })
 }
 
 /// Tells the sink whether the stream goes on or starts anew, and gives where it begins.

@@ -116,16 +116,10 @@ impl Gateway {
         Shape::read(self.get(&from.next(run), token).send().await.expect("an answer")).await
     }
 
-    /// The sum of a metric's series.
-    pub async fn metric(&self, name: &str) -> f64 {
-        let url = format!("{}/metrics", self.admin_url);
-        let text = self.client.get(url).send().await.expect("metrics").text().await.expect("text");
-        let of_name =
-            |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
-        text.lines()
-            .filter(of_name)
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
+    /// A GET of the operators' address.
+    pub async fn admin(&self, path: &str) -> Shape {
+        let url = format!("{}{path}", self.admin_url);
+        Shape::read(self.client.get(url).send().await.expect("an answer")).await
     }
 }
 
