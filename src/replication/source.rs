@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use pgwire_replication::{PgWireError, ReplicationClient, ReplicationEvent};
+use pgwire_replication::ReplicationEvent;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
@@ -64,8 +64,6 @@ impl Outage {
     }
 }
 
-type Received = Result<Option<ReplicationEvent>, PgWireError>;
-
 enum Ended {
     /// We were asked to stop.
     Stopped,
@@ -95,20 +93,16 @@ impl Source {
         Arc::clone(&self.status)
     }
 
-    /// Reads on a thread of its own until `stop`. `sink` is called there, in the stream's order; the
-    /// connection is kept alive also while it is busy, but nothing more is read.
+    /// Reads on a thread of its own until `stop`. `sink` is called there, in the stream's order, and
+    /// must not wait for anybody: between two calls keepalives are answered and positions reported.
+    /// A thread between the two was tried and doubled the cost of a change.
     pub fn spawn(
         self,
         marks: Arc<Marks>,
         stop: CancellationToken,
         sink: impl FnMut(Event) + Send + 'static,
     ) -> std::io::Result<std::thread::JoinHandle<()>> {
-        // One thread for the socket, beside the one that runs `sink`.
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("wal-socket")
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new()
             .name("replication".to_owned())
             .spawn(move || runtime.block_on(self.run(&marks, &stop, sink)))
@@ -187,6 +181,8 @@ impl Source {
         let (mut heard, mut ticked) = (began, began - TICK);
         loop {
             if ticked.elapsed() >= TICK {
+                // Under load as well the socket gets its turn, to report and to answer keepalives.
+                tokio::task::yield_now().await;
                 ticked = Instant::now();
                 if began.elapsed() >= STEADY {
                     outage.over(&slot);
@@ -207,7 +203,7 @@ impl Source {
                 let _ = tokio::time::timeout(GOODBYE, client.shutdown()).await;
                 return Ended::Stopped;
             }
-            let event = match ready(&mut client) {
+            let event = match client.recv().now_or_never() {
                 Some(event) => event,
                 None => tokio::select! {
                     () = stop.cancelled() => continue,
@@ -251,15 +247,6 @@ impl Source {
             }
         }
     }
-}
-
-/// What the socket's thread has ready. It is given a chance to read more before this thread goes to
-/// sleep: under load the two would wake each other for every single event otherwise.
-fn ready(client: &mut ReplicationClient) -> Option<Received> {
-    client.recv().now_or_never().or_else(|| {
-        std::thread::yield_now();
-        client.recv().now_or_never()
-    })
 }
 
 /// Tells the sink whether the stream goes on or starts anew, and gives where it begins.
