@@ -188,13 +188,16 @@ impl Ticker {
     async fn run(self, stop: CancellationToken) {
         let mut lag = Lag::default();
         let mut looked = false;
+        let mut unmeasured = RETAINED_EVERY;
         for tick in 0u32.. {
             let reason = tokio::select! {
                 reason = self.look(&mut lag, &mut looked) => reason,
                 () = stop.cancelled() => return,
             };
-            if tick % RETAINED_EVERY == 0 {
+            unmeasured += 1;
+            if unmeasured > RETAINED_EVERY && self.status.attached() {
                 self.measure_slot().await;
+                unmeasured = 0;
             }
             // Histograms are kept value by value until this is called.
             self.metrics.run_upkeep();
