@@ -100,16 +100,18 @@ async fn a_slot_that_is_lost_while_it_is_read_is_made_anew() {
     eventually("the slot to be lost and made anew", || async {
         write_log(pool, 20).await;
         sqlx::query("CHECKPOINT").execute(pool).await.unwrap();
-        stream.look(|events| resets(events).len() == 2)
+        stream.look(|events| resets(events).len() >= 2)
     })
     .await;
-    set_metadata(pool, run, 2).await;
+    // The checkpoint may have doomed the new slot as well, and the next one then begins after a change.
     let id = &run["run_".len()..];
-    stream
-        .until("the change after that", |events| {
+    eventually("a change after that", || async {
+        set_metadata(pool, run, 2).await;
+        stream.look(|events| {
             texts(events, id, Column::Metadata).last().is_some_and(|text| text == r#"{"v":2}"#)
         })
-        .await;
+    })
+    .await;
     stream.look(|events| {
         let resets = resets(events);
         assert!(resets[1].floor > resets[0].floor && resets[1].past.is_some());
