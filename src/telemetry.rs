@@ -51,6 +51,12 @@ metric_names! {
     WINDOW_CHANGES = "runwire_window_changes";
     /// Feeds that somebody waits on now.
     WAITED_TOPICS = "runwire_waited_topics";
+    /// What is in use of a limit, in places or bytes, by limit.
+    LIMIT_USED = "runwire_limit_used";
+    /// Requests that wait at a limit, by limit.
+    LIMIT_WAITING = "runwire_limit_waiting";
+    /// Requests refused at a limit, by limit.
+    LIMIT_REFUSED = "runwire_limit_refused_total";
 }
 
 /// Installs the metrics recorder of this process, once, and describes every metric.
@@ -99,6 +105,9 @@ fn describe() {
     describe_gauge!(WINDOW_BYTES, Unit::Bytes, "Memory that the window takes");
     describe_gauge!(WINDOW_CHANGES, "Changes in the window");
     describe_gauge!(WAITED_TOPICS, "Feeds that somebody waits on now");
+    describe_gauge!(LIMIT_USED, "What is in use of a limit, in places or bytes, by limit");
+    describe_gauge!(LIMIT_WAITING, "Requests that wait at a limit, by limit");
+    describe_counter!(LIMIT_REFUSED, "Requests refused at a limit, by limit");
 }
 
 /// What a feed counts with every answer, looked up once.
