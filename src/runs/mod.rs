@@ -1,6 +1,7 @@
 //! Run rows: which columns exist, what a row looks like, and the SQL that reads it.
 
 pub mod columns;
+pub mod created;
 mod flights;
 mod lease;
 pub mod list;
