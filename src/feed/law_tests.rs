@@ -382,7 +382,7 @@ fn feeds() -> Feeds {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever a query shows of the transactions that the stream has or has not brought, and
     /// whenever clients poll: in the end each has the table's rows of its feed, was never sent a part
@@ -453,4 +453,23 @@ proptest! {
             prop_assert_eq!(found, expected, "{:?}", client.wanted);
         }
     }
+}
+
+#[tokio::test]
+async fn a_run_that_leaves_and_comes_back_between_two_polls_is_sent_whole() {
+    let feeds = feeds();
+    let feed = &feeds.feed;
+    let mut database = Database::default();
+    let put = Edit::Put { run: 0, tags: 1, batch: None, created: 0 };
+    let edits = [put, Edit::Untag { run: 0, tag: 0 }, Edit::Tag { run: 0, tag: 1 }];
+    for edit in edits.into_iter().chain([Edit::Tag { run: 0, tag: 0 }]) {
+        database.commit(vec![edit]);
+    }
+    let filter = Wanted::Tags(vec![0], 0).filter(feed);
+    feed.apply(database.event(0));
+    let offset = Position::before(feed.head());
+    (1..4).for_each(|number| feed.apply(database.event(number)));
+    // What changed while it was elsewhere is found under other topics only.
+    let news = feed.state.read().news(&filter, offset, None, |_| true);
+    assert_eq!(news.runs[0].operation, Operation::Insert);
 }
