@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::many::{By, Carry, Found, RunId};
 use super::pace::Pace;
-use super::reader::{QUERY_WAIT, RunRead, Unavailable};
+use super::reader::{RunRead, Unavailable};
 use super::store::RunStore;
 use crate::limits::queue::{FairQueue, Pushed, Ticket};
 use crate::limits::{Budget, Gate};
@@ -46,7 +46,9 @@ pub(super) struct Bounds {
     pub gate: Gate,
     /// Bytes for such rows.
     pub budget: Budget,
-    /// For how long such a row waits for either, while somebody waits for it.
+    /// For how long a statement may take.
+    pub query_wait: Duration,
+    /// For how long a row that is read by itself waits for its turn, while somebody waits for it.
     pub patience: Duration,
 }
 
@@ -137,7 +139,7 @@ impl Shared {
     /// Sends batch after batch.
     async fn drive(self: Arc<Self>) {
         let places = Arc::new(Semaphore::new(self.bounds.at_once));
-        let mut pace = Pace::new();
+        let mut pace = Pace::new(Instant::now());
         loop {
             while self.queued() == 0 {
                 self.arrived.notified().await;
@@ -150,7 +152,7 @@ impl Shared {
                 }
             }
             let batch = self.next_batch();
-            pace.sent(batch.len());
+            pace.sent(Instant::now(), batch.len());
             tokio::spawn(Arc::clone(&self).fly(batch, place));
         }
     }
@@ -186,12 +188,12 @@ impl Shared {
             }
             let runs: Vec<RunId> = part.iter().map(|(_, flight)| flight.run.clone()).collect();
             let read = self.store.runs(self.by, &runs, self.bounds.carry);
-            match tokio::time::timeout(QUERY_WAIT, read).await {
+            match tokio::time::timeout(self.bounds.query_wait, read).await {
                 Ok(Ok((seen, found))) => {
                     let seen = Arc::new(seen);
                     for ((ticket, flight), found) in part.into_iter().zip(found) {
                         let run = match found {
-                            Found::Run(run) => Some(run),
+                            Found::Run(run) => Some(*run),
                             Found::Missing => None,
                             Found::NotCarried => {
                                 self.put_back(ticket, flight);
@@ -252,7 +254,7 @@ impl Shared {
             Ok((mut share, _place)) => {
                 let runs = [flight.run.clone()];
                 let read = self.store.runs(self.by, &runs, Carry::EVERYTHING);
-                match tokio::time::timeout(QUERY_WAIT, read).await {
+                match tokio::time::timeout(self.bounds.query_wait, read).await {
                     Ok(Ok((seen, found))) => {
                         let run = found.into_iter().find_map(Found::into_run);
                         share.resize(run.as_ref().map_or(0, |run| run.row.size()));
