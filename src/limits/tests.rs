@@ -61,7 +61,7 @@ proptest! {
         let runtime = runtime();
         let _entered = runtime.enter();
         let gate = Gate::new(places, 1_000, "test");
-        let share = (places - places / 4).max(1);
+        let share = (places - (places / 4).max(1)).max(1);
         let mut waiting: Vec<(usize, Asked<Place>)> = Vec::new();
         let mut held: Vec<(usize, Place)> = Vec::new();
         // How often each environment went in while the other waited and could have.

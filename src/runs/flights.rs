@@ -96,9 +96,15 @@ impl Flights {
 
     /// The run as of now or later. A caller that goes away takes nobody's answer along.
     pub async fn read(&self, run: RunId, within: Duration) -> Answer {
-        let mut seat = self.shared.join(run).inspect_err(|_| self.shared.refused.increment(1))?;
-        let answer = tokio::time::timeout(within, seat.answer()).await;
-        answer.unwrap_or(Err(Unavailable::Late)).inspect_err(|_| self.shared.refused.increment(1))
+        let answer = match self.shared.join(run) {
+            Ok(mut seat) => tokio::time::timeout(within, seat.answer()).await,
+            Err(unavailable) => Ok(Err(unavailable)),
+        };
+        let answer = answer.unwrap_or(Err(Unavailable::Late));
+        if matches!(answer, Err(Unavailable::Full | Unavailable::Late)) {
+            self.shared.refused.increment(1);
+        }
+        answer
     }
 }
 

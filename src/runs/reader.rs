@@ -145,7 +145,11 @@ impl Reader {
                 at_once: batches,
                 waiting: limits.waiting,
                 batch: limits.batch,
-                carry: Carry { row: limits.row_bytes, all: limits.batch_bytes },
+                // Any row that comes along fits into a batch of its own, or it would go round for ever.
+                carry: Carry {
+                    row: limits.row_bytes,
+                    all: limits.batch_bytes.max(limits.row_bytes),
+                },
                 gate: gate.clone(),
                 budget: budget.clone(),
                 query_wait: limits.wait,

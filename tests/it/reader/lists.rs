@@ -1,7 +1,9 @@
 //! Lists of runs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use runwire::runs::columns::{Column, ColumnSet};
 use runwire::runs::list::{List, ListQuery, Which};
 use runwire::runs::reader::{Patience, ReaderLimits, Unavailable};
@@ -218,4 +220,30 @@ async fn a_list_counts_against_the_budget_until_it_is_dropped() {
     let failed = reader.list(query(tagged(&[])), Patience::Fresh).await;
     assert_eq!(failed.err(), Some(Unavailable::Failed));
     assert_eq!(reader.budget().used(), 0);
+}
+
+#[tokio::test]
+async fn a_wave_of_parked_lists_comes_through_where_a_fresh_one_is_refused() {
+    let database = fresh_database().await;
+    insert_runs(&database.pool, "env_list", "some", 100).await;
+    let limits = ReaderLimits {
+        connections: 1,
+        bytes: 1 << 20,
+        bytes_per_environment: 1 << 20,
+        wait: Duration::from_secs(5),
+        ..ReaderLimits::default()
+    };
+    let hasty = ReaderLimits { wait: Duration::ZERO, ..limits.clone() };
+    let (patient, hasty) = (reader(&database, limits), reader(&database, hasty));
+    let some = ListQuery { max_bytes: 1 << 20, ..query(tagged(&[])) };
+    let kept = hasty.budget().take("env_list", 1, Duration::ZERO).await.unwrap();
+    let refused = hasty.list(some.clone(), Patience::Fresh).await;
+    assert_eq!(refused.err(), Some(Unavailable::Full));
+    drop(kept);
+    // Only one fits into the budget at a time, and each is dropped as soon as it is answered.
+    join_all((0..200).map(async |_| {
+        let read = patient.list(some.clone(), Patience::Parked).await.unwrap();
+        assert_eq!(read.list.rows.len(), 100);
+    }))
+    .await;
 }
