@@ -1,55 +1,13 @@
 //! The real clients, as Node programs that report what they see line by line.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
-use tokio::sync::OnceCell;
 
-fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
-}
-
-/// Installs the clients unless this lock file's are there. Fails, and never skips, without npm.
-async fn install() {
-    static INSTALLED: OnceCell<()> = OnceCell::const_new();
-    let install = || async {
-        let done =
-            tokio::task::spawn_blocking(install_blocking).await.expect("install the clients");
-        done.unwrap_or_else(|error| panic!("cannot install tests/clients: {error}"));
-    };
-    INSTALLED.get_or_init(install).await;
-}
-
-fn install_blocking() -> Result<(), String> {
-    let project = project();
-    let fail = |error: std::io::Error| error.to_string();
-    // Other test processes wait here, then find the work done. Not in node_modules, which npm ci
-    // removes.
-    let lock = File::create(project.join(".install.lock")).map_err(fail)?;
-    lock.lock().map_err(fail)?;
-    let wanted = fs::read(project.join("package-lock.json")).map_err(fail)?;
-    let wanted: String = Sha256::digest(wanted).iter().map(|byte| format!("{byte:02x}")).collect();
-    let stamp = project.join("node_modules/.runwire-installed");
-    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
-        return Ok(());
-    }
-    let output = Command::new("npm")
-        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-        .current_dir(&project)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("npm: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)));
-    }
-    fs::write(stamp, wanted).map_err(fail)
-}
+use super::packages::{CLIENTS, Project};
 
 /// Where to connect, and as whom.
 #[derive(Clone, Debug)]
@@ -70,12 +28,22 @@ pub struct Client {
 impl Client {
     /// Runs a script of `tests/clients`.
     pub async fn start(script: &str, arguments: &[&str], env: &[(&str, &str)]) -> Client {
-        install().await;
+        Client::of(&CLIENTS, script, arguments, env).await
+    }
+
+    /// Runs a script of a project.
+    pub async fn of(
+        project: &Project,
+        script: &str,
+        arguments: &[&str],
+        env: &[(&str, &str)],
+    ) -> Client {
+        project.install().await;
         let mut process = tokio::process::Command::new("node")
             .arg(script)
             .args(arguments)
             .envs(env.iter().copied())
-            .current_dir(project())
+            .current_dir(project.directory())
             .env("EXIT_WITH_STDIN", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -120,6 +88,14 @@ impl Client {
         let mut env = electric_env(target, run, from);
         env.push(("STORAGE", &storage));
         Client::start("electric-run.mjs", &[electric], &env).await
+    }
+
+    /// Gives it a line.
+    pub async fn tell(&mut self, order: &Value) {
+        let stdin = self.process.stdin.as_mut().expect("stdin is piped");
+        let line = format!("{order}\n");
+        let told = stdin.write_all(line.as_bytes()).await;
+        told.unwrap_or_else(|error| panic!("{} does not listen: {error}", self.name));
     }
 
     /// What the client says next; `None` when it has ended.
