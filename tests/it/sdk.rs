@@ -2,6 +2,10 @@
 
 mod electric;
 mod interrupted;
+mod lists;
+mod lists_interrupted;
+mod lists_scopes;
+mod shape;
 
 use std::time::Duration;
 

@@ -18,6 +18,12 @@ pub struct Target {
     pub access_token: String,
 }
 
+impl Target {
+    fn env(&self) -> [(&'static str, &str); 2] {
+        [("BASE_URL", &self.base_url), ("ACCESS_TOKEN", &self.access_token)]
+    }
+}
+
 /// A running client. Killed when dropped.
 pub struct Client {
     name: String,
@@ -62,32 +68,40 @@ impl Client {
 
     /// `runs.subscribeToRun` of an SDK: `sdk-4.8.3`, `sdk-4.1` or `sdk-3.3.17`.
     pub async fn subscribe_run(sdk: &str, target: &Target, run: &str) -> Client {
-        Client::start("subscribe-run.mjs", &[sdk], &env(target, run)).await
+        let env = [&target.env()[..], &[("RUN_ID", run)]].concat();
+        Client::start("subscribe-run.mjs", &[sdk], &env).await
     }
 
-    /// The raw feed of a run by an Electric client, from the start or a handle and an offset.
-    pub async fn electric_run(
+    /// Lists, by an SDK or by `core-3.2.0`; see `subscribe-lists.mjs` for what names a feed.
+    pub async fn subscribe_lists(sdk: &str, target: &Target, feeds: &Value) -> Client {
+        let feeds = feeds.to_string();
+        let env = [&target.env()[..], &[("FEEDS", &feeds)]].concat();
+        Client::start("subscribe-lists.mjs", &[sdk], &env).await
+    }
+
+    /// A raw feed (its path and query) by an Electric client, from the start or a handle and an offset.
+    pub async fn electric(
         electric: &str,
         target: &Target,
-        run: &str,
+        feed: &str,
         from: Option<(&str, &str)>,
     ) -> Client {
-        let env = electric_env(target, run, from);
-        Client::start("electric-run.mjs", &[electric], &env).await
+        let env = electric_env(target, feed, from);
+        Client::start("electric.mjs", &[electric], &env).await
     }
 
     /// The same in a browser's tab, whose `localStorage` holds this.
     pub async fn electric_tab(
         electric: &str,
         target: &Target,
-        run: &str,
+        feed: &str,
         from: Option<(&str, &str)>,
         storage: &Value,
     ) -> Client {
         let storage = storage.to_string();
-        let mut env = electric_env(target, run, from);
+        let mut env = electric_env(target, feed, from);
         env.push(("STORAGE", &storage));
-        Client::start("electric-run.mjs", &[electric], &env).await
+        Client::start("electric.mjs", &[electric], &env).await
     }
 
     /// Gives it a line.
@@ -160,23 +174,34 @@ impl Client {
     }
 }
 
-fn env<'a>(target: &'a Target, run: &'a str) -> [(&'static str, &'a str); 3] {
-    [("BASE_URL", &target.base_url), ("ACCESS_TOKEN", &target.access_token), ("RUN_ID", run)]
-}
-
 fn electric_env<'a>(
     target: &'a Target,
-    run: &'a str,
+    feed: &'a str,
     from: Option<(&'a str, &'a str)>,
 ) -> Vec<(&'static str, &'a str)> {
-    let mut env = env(target, run).to_vec();
+    let mut env = [&target.env()[..], &[("FEED", feed)]].concat();
     env.extend(from.iter().flat_map(|(handle, offset)| [("HANDLE", *handle), ("OFFSET", *offset)]));
     env
 }
 
 /// A public token with these scopes (comma-separated), made by the newest SDK.
 pub async fn public_token(environment: &str, secret_key: &str, scopes: &str) -> String {
-    let env = [("ENVIRONMENT_ID", environment), ("SECRET_KEY", secret_key), ("SCOPES", scopes)];
+    public_token_skipping(environment, secret_key, scopes, "").await
+}
+
+/// The same, which also names columns (comma-separated) that its feeds leave out.
+pub async fn public_token_skipping(
+    environment: &str,
+    secret_key: &str,
+    scopes: &str,
+    columns: &str,
+) -> String {
+    let env = [
+        ("ENVIRONMENT_ID", environment),
+        ("SECRET_KEY", secret_key),
+        ("SCOPES", scopes),
+        ("SKIP_COLUMNS", columns),
+    ];
     let mut client = Client::start("create-token.mjs", &[], &env).await;
     let said = client.next_of("token", Duration::from_secs(30)).await;
     said["token"].as_str().expect("a token is text").to_owned()
