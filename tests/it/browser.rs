@@ -15,20 +15,21 @@ use crate::support::token;
 const FEEDS: [&str; 3] = ["run", "tag", "batch"];
 const TAG: &str = "shown";
 
-/// A run that all three sections show, and another that only the two lists do.
+/// A run that all three sections show, and others that only the two lists do.
 struct Stage {
     environment: Environment,
     run: String,
-    other: String,
+    others: Vec<String>,
     batch: String,
 }
 
 impl Stage {
     async fn set(pool: &PgPool, environment: Environment) -> Stage {
-        let spec = || RunSpec { tags: Some(vec![TAG.to_owned()]), ..RunSpec::new("hello") };
-        let batch = trigger_batch(pool, &environment, vec![spec(), spec()]).await.unwrap();
-        let run = |n: usize| batch.runs[n].friendly_id.clone();
-        Stage { environment, run: run(0), other: run(1), batch: batch.friendly_id }
+        let spec = RunSpec { tags: Some(vec![TAG.to_owned()]), ..RunSpec::new("hello") };
+        let batch = trigger_batch(pool, &environment, vec![spec; 10]).await.unwrap();
+        let mut runs = batch.runs.into_iter().map(|run| run.friendly_id);
+        let run = runs.next().expect("ten runs");
+        Stage { environment, run, others: runs.collect(), batch: batch.friendly_id }
     }
 
     /// Opens the page with a token of these scopes.

@@ -1,6 +1,7 @@
 //! `runs.subscribeToRun` of the real SDKs, through a real gateway, from trigger to completion.
 
 mod electric;
+mod electric_lists;
 mod interrupted;
 mod lists;
 mod lists_interrupted;

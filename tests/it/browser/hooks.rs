@@ -19,7 +19,8 @@ async fn the_three_hooks_show_each_change_of_a_paced_run_once_and_in_order() {
     let mut tab = stage.open(&serving.url, &SCOPES).await;
     tab.until("the runs", |tab| all_show(tab, &stage.run, "QUEUED", ())).await;
     for feed in ["tag", "batch"] {
-        tab.until("the other run", |tab| tab.run(feed, &stage.other).is_some()).await;
+        let shows_others = |tab: &Tab| stage.others.iter().all(|run| tab.run(feed, run).is_some());
+        tab.until("the other runs", shows_others).await;
     }
 
     let mut states = vec![("QUEUED", json!(null), vec![TAG])];

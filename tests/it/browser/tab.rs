@@ -28,8 +28,9 @@ async fn opened(stage: &Stage, url: &str) -> Tab {
 async fn a_hidden_tab_asks_nothing_and_catches_up_once_when_it_is_shown() {
     let database = fresh_database().await;
     let pool = &database.pool;
-    let stage = Stage::set(pool, database.seeded.production).await;
     let serving = Serving::start_ready(&database.url, &[]).await;
+    // Triggered while the stream is read, so that a change need not bring the whole run.
+    let stage = Stage::set(pool, database.seeded.production).await;
     let mut tab = opened(&stage, &serving.url).await;
 
     tab.hide().await;
