@@ -1,5 +1,5 @@
 // A browser with one tab, on the pages of the directory PAGES. It obeys the lines on stdin: `open` and a
-// query, `reload`, `hide`, `show`. It prints every request that the page makes of the gateway, as the
+// query, `reload`, `hide`, `show`, `close`. It prints every request that the page makes of the gateway, as the
 // browser sees it, with its end, and `shown` whenever the page shows other runs than before.
 import { createInterface } from "node:readline";
 import { observe, observeError, required } from "../clients/observe.mjs";
@@ -76,6 +76,10 @@ const orders = {
   reload: () => page.reload(),
   hide: () => minimize("minimized"),
   show: () => minimize("normal"),
+  close: async () => {
+    await browser.close();
+    process.exit();
+  },
 };
 
 observe("ready", { origin });
@@ -84,5 +88,3 @@ for await (const line of createInterface({ input: process.stdin })) {
   await orders[order.do](order);
   await tell("done", order);
 }
-await browser.close();
-process.exit();

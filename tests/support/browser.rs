@@ -103,6 +103,12 @@ impl Tab {
         self.order(json!({ "do": "show" })).await;
     }
 
+    /// Ends the browser, so that it writes no more to the files that go with it.
+    pub async fn close(mut self) {
+        self.client.tell(&json!({ "do": "close" })).await;
+        self.client.rest(SOON).await;
+    }
+
     async fn order(&mut self, order: Value) {
         self.client.tell(&order).await;
         while self.observe().await != "done" {}

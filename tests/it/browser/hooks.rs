@@ -58,7 +58,7 @@ async fn the_three_hooks_show_each_change_of_a_paced_run_once_and_in_order() {
 
     // Nobody need watch a run's feed after its end; the lists go on.
     joins_the_lists(&mut tab, pool, &stage).await;
-    drop(tab);
+    tab.close().await;
     serving.stop().await;
 }
 

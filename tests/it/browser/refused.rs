@@ -23,7 +23,7 @@ async fn a_hook_whose_token_names_other_things_shows_why_and_asks_no_more() {
         assert_eq!(kinds, [(false, Some(403))], "{feed}");
     }
     assert_eq!(tab.error("run"), None);
-    drop(tab);
+    tab.close().await;
     serving.stop().await;
 }
 
@@ -35,7 +35,8 @@ async fn a_token_that_expires_shows_as_an_error_in_every_hook() {
     // How long a browser takes to start depends on what else the machine does.
     for life in [5, 15, 40] {
         if expires_in_time(&serving, &stage, life).await {
-            return drop(serving.stop().await);
+            serving.stop().await;
+            return;
         }
     }
     panic!("the browser did not start within a token's life");
@@ -52,6 +53,7 @@ async fn expires_in_time(serving: &Serving, stage: &Stage, life: u64) -> bool {
     let begun = |tab: &Tab| all_show(tab, &stage.run, "QUEUED", ()) && all_held(tab, stage);
     tab.until("a beginning", |tab| begun(tab) || refused(tab)).await;
     if !begun(&tab) {
+        tab.close().await;
         return false;
     }
     tab.until("errors", refused).await;
@@ -67,5 +69,6 @@ async fn expires_in_time(serving: &Serving, stage: &Stage, life: u64) -> bool {
         assert!(tab.run(feed, &stage.run).is_some(), "{feed}: what it had stays");
         assert!(polls.iter().all(|poll| !matches!(poll.end, Some(End::Failed(_)))), "{feed}");
     }
+    tab.close().await;
     true
 }

@@ -66,7 +66,7 @@ async fn a_hidden_tab_asks_nothing_and_catches_up_once_when_it_is_shown() {
         assert_eq!(tab.polls(&stage.path(feed))[before].rows(), [], "{feed}");
         assert_eq!(tab.history(feed, &stage.run).len(), 2, "{feed}");
     }
-    drop(tab);
+    tab.close().await;
     serving.stop().await;
 }
 
@@ -113,6 +113,6 @@ async fn a_tab_refetches_once_what_a_new_gateway_does_not_know_and_again_when_it
         assert!(query["expired_handle"].is_string(), "{feed}: {query}");
         assert_eq!(tab.error(feed), None, "{feed}");
     }
-    drop(tab);
+    tab.close().await;
     serving.stop().await;
 }
