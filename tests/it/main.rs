@@ -12,6 +12,7 @@ mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
 mod ops;
+mod reader;
 mod replication;
 mod run_feed;
 mod sdk;
