@@ -1,5 +1,6 @@
 //! The React hooks on the example's page in a real browser, which the program serves from another origin.
 
+mod dev;
 mod hooks;
 mod refused;
 mod tab;

@@ -24,8 +24,10 @@ fn one(batch: &Value) -> (&str, &str, usize) {
 async fn resumes(electric: &str, feed: &str, member: &str) {
     let database = fresh_database().await;
     let (environment, pool) = (database.seeded.production, &database.pool);
-    let slot = ["--slot=electric_lists", "--slot-kind=permanent"];
-    let settings = settings(&database.url, &slot);
+    // Slots belong to the cluster, which other tests share.
+    let slot = format!("{}_lists", electric.replace(['-', '.'], "_"));
+    let kept = [&format!("--slot={slot}"), "--slot-kind=permanent"];
+    let settings = settings(&database.url, &kept);
     let gateway = Gateway::start_with(settings.clone()).await;
     gateway.ready().await;
     // Nobody else is in the batch.
@@ -72,7 +74,7 @@ async fn resumes(electric: &str, feed: &str, member: &str) {
     assert_eq!((&row["id"], &row["metadata"]), (&json!("2"), &json!(r#"{"v":4}"#)), "{electric}");
     assert!(asked.iter().all(|(status, ..)| *status == 200), "{electric}: {asked:?}");
     gateway.stop().await;
-    let drop_slot = sqlx::query("SELECT pg_drop_replication_slot('electric_lists')");
+    let drop_slot = sqlx::query("SELECT pg_drop_replication_slot($1)").bind(slot);
     drop_slot.execute(pool).await.unwrap();
 }
 
