@@ -6,6 +6,7 @@ mod interrupted;
 mod lists;
 mod lists_interrupted;
 mod lists_scopes;
+mod lists_unpaced;
 mod shape;
 
 use std::time::Duration;

@@ -9,7 +9,6 @@ export function RunCard({ run }: { run: Run }) {
     <article data-run={run.id}>
       <p>
         <b>{run.taskIdentifier}</b>
-        <code>{run.id}</code>
         <span className="status" data-status={run.status}>
           {run.status}
         </span>
@@ -27,6 +26,7 @@ export function RunCard({ run }: { run: Run }) {
             {tag}
           </span>
         ))}
+        <code>{run.id}</code>
       </p>
     </article>
   );

@@ -6,7 +6,7 @@ use runwire::dev::{Environment, RunSpec, trigger_batch, trigger_run};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use super::{OUTPUT, SDKS, SOON, large_payload, shown};
+use super::{OUTPUT, SOON, large_payload, shown};
 use crate::support::cluster::fresh_database;
 use crate::support::gateway::Gateway;
 use crate::support::npm::{Client, Target, public_token};
@@ -68,7 +68,8 @@ pub async fn tagged(pool: &PgPool, environment: &Environment, tags: &[&str]) -> 
     trigger_run(pool, environment, spec).await.unwrap().friendly_id
 }
 
-fn metadata(v: u64) -> (String, Value) {
+/// Metadata as it is stored and as it is shown.
+pub fn metadata(v: u64) -> (String, Value) {
     let value = json!({ "v": v });
     (value.to_string(), value)
 }
@@ -229,46 +230,4 @@ async fn sdk_4_1_shows_every_change_of_paced_lists_once_and_in_order() {
 #[tokio::test]
 async fn sdk_3_3_17_shows_every_change_of_paced_lists_once_and_in_order() {
     paced("sdk-3.3.17").await;
-}
-
-/// Writes to several runs of a batch as fast as the database takes it: no run ever goes back, and the
-/// last state of each arrives.
-async fn unpaced(sdk: &str, target: &Target, pool: &PgPool, environment: &Environment) {
-    const RUNS: usize = 5;
-    const WRITES: u64 = 60;
-    let spec = RunSpec { tags: Some(vec![sdk.to_owned()]), ..RunSpec::new("child") };
-    let batch = trigger_batch(pool, environment, vec![spec; RUNS]).await.unwrap();
-    let feeds =
-        json!([{ "feed": "one", "tags": sdk }, { "feed": "batch", "batch": batch.friendly_id }]);
-    let mut lists = Lists::follow(sdk, target, &feeds).await;
-    lists.next().await;
-    let write = async {
-        for v in 1..=WRITES {
-            for run in &batch.runs {
-                set_metadata(pool, &run.friendly_id, &metadata(v).0).await.unwrap();
-            }
-        }
-    };
-    let read = async {
-        let mut last = std::collections::HashMap::new();
-        while last.values().filter(|v| **v == WRITES).count() < 2 * RUNS {
-            let (feed, run) = lists.next().await;
-            let v = run["metadata"]["v"].as_u64().unwrap_or(0);
-            let before = last.insert((feed, run["id"].to_string()), v).unwrap_or(0);
-            assert!(before <= v, "{sdk}: {v} after {before} of {run}");
-        }
-    };
-    tokio::join!(write, read);
-}
-
-#[tokio::test]
-async fn unpaced_lists_never_go_back_and_their_last_state_arrives_in_every_client() {
-    let database = fresh_database().await;
-    let (environment, pool) = (database.seeded.production, &database.pool);
-    let gateway = Gateway::start(&database.url, &[]).await;
-    let target = gateway.target(environment.secret_key);
-    for sdk in SDKS.into_iter().chain(["core-3.2.0"]) {
-        unpaced(sdk, &target, pool, &environment).await;
-    }
-    gateway.stop().await;
 }
