@@ -4,6 +4,7 @@
 mod support;
 
 mod auth;
+mod browser;
 mod clients;
 mod consistency;
 mod dev_command;
