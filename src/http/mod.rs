@@ -1,11 +1,15 @@
 //! HTTP: one file per resource. It turns requests into questions to the feed and outcomes into answers.
 
+mod connection;
 mod cors;
 mod error;
+mod http2;
 pub mod listen;
 pub mod ops;
 mod runs;
 mod shape;
+pub mod shortcut;
+mod socket;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -63,7 +63,7 @@ pub struct ShapeRequest {
 pub fn answer(request: ShapeRequest, answer: Answer) -> Response<Body> {
     let mut response = Response::new(Body::from(answer.body));
     let headers = response.headers_mut();
-    headers.clone_from(&FEED_HEADERS);
+    *headers = if request.live { LIVE_HEADERS.clone() } else { CATCH_UP_HEADERS.clone() };
     // Neither a handle nor a number can hold what a header must not.
     if let Ok(handle) = HeaderValue::from_maybe_shared(Bytes::from(answer.handle)) {
         put(headers, &HANDLE, handle);
@@ -109,13 +109,21 @@ static SCHEMA: Names<2> = [name("electric-schema"), name("x-electric-schema")];
 static CURSOR: Names<2> = [name("electric-cursor"), name("electric-next-cursor")];
 static UP_TO_DATE: Names<2> = [name("electric-up-to-date"), name("electric-chunk-up-to-date")];
 
-/// What is the same in every complete answer, with room for the rest.
-static FEED_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
-    let mut headers = HeaderMap::with_capacity(24);
+/// All headers of a complete answer to `live=true`, and to others. What differs is replaced in a copy:
+/// a copy takes its memory once and in the right size.
+static LIVE_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| complete_headers(&CURSOR));
+static CATCH_UP_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| complete_headers(&SCHEMA));
+
+fn complete_headers<const N: usize>(own: &'static Names<N>) -> HeaderMap {
+    let empty = HeaderValue::from_static("");
+    let mut headers = HeaderMap::new();
     feed_headers(&mut headers);
-    put(&mut headers, &UP_TO_DATE, HeaderValue::from_static(""));
+    put(&mut headers, &UP_TO_DATE, empty.clone());
+    put(&mut headers, &HANDLE, empty.clone());
+    put(&mut headers, &OFFSET, empty.clone());
+    put(&mut headers, own, empty);
     headers
-});
+}
 
 fn feed_headers(headers: &mut HeaderMap) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
