@@ -99,7 +99,8 @@ pub struct ListenArgs {
     /// Connections that are served at once; more are closed and counted
     #[arg(long, env = "RUNWIRE_MAX_CONNECTIONS", default_value_t = 100_000, value_name = "N")]
     pub max_connections: usize,
-    /// For how long a client may take nothing of what is sent to it before its connection is cut
+    /// For how long a client may take nothing of what is sent to it before its connection is cut. One
+    /// that is silent for so long is asked by the kernel whether it is there
     #[arg(long, env = "RUNWIRE_WRITE_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub write_timeout: Duration,
     /// Where Runwire keeps what it must not lose. Nothing yet

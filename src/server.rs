@@ -91,9 +91,9 @@ impl Server {
     /// up after that; [`Server::readiness`] tells when.
     pub async fn start(settings: Settings) -> Result<Server, StartError> {
         let metrics = telemetry::install_metrics();
-        let public = listen::bind(settings.listen)
+        let public = listen::bind(settings.listen, settings.write_timeout)
             .map_err(|error| StartError::Listen(settings.listen, error))?;
-        let admin = listen::bind(settings.admin_listen)
+        let admin = listen::bind(settings.admin_listen, settings.write_timeout)
             .map_err(|error| StartError::Listen(settings.admin_listen, error))?;
         let local = |listener: &tokio::net::TcpListener, asked| {
             listener.local_addr().map_err(|error| StartError::Listen(asked, error))

@@ -26,12 +26,6 @@ const BACKLOG: u32 = 8_192;
 /// memory for it. By itself it would go up to 4 MiB for a client that reads nothing. An answer that is
 /// longer waits as a reference to a body that others share.
 const SEND_BUFFER: u32 = 64 * 1024;
-/// A peer that has been silent for `SILENCE` is asked whether it is there, every `PROBE`, and given up
-/// when nothing came for `SILENCE_LIMIT` (at the next probe after it). Else who vanishes without a word
-/// while a poll is held would keep a place, and an answer to it would be offered for a quarter of an hour.
-const SILENCE: Duration = Duration::from_secs(30);
-const PROBE: Duration = Duration::from_secs(10);
-const SILENCE_LIMIT: Duration = Duration::from_secs(45);
 /// How long accepting rests when the process has no descriptor left.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 
@@ -73,14 +67,21 @@ pub struct Limits {
 }
 
 /// Binds the address; port 0 takes a free one. Accepted sockets inherit what is set here.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+///
+/// A client that has been silent for `silence` is asked by the kernel whether it is there, and given up
+/// when it has said nothing for half as long again. Else one that vanished would keep the place of the
+/// poll that is held for it, and an answer would be offered to it for a quarter of an hour.
+pub fn bind(address: SocketAddr, silence: Duration) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
     let options = SockRef::from(&socket);
-    options.set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE))?;
+    // The kernel counts in whole seconds and takes neither 0 nor many hours.
+    let probed = |after: Duration| after.clamp(Duration::from_secs(1), Duration::from_secs(3_600));
+    let keepalive = TcpKeepalive::new().with_time(probed(silence));
+    options.set_tcp_keepalive(&keepalive.with_interval(probed(silence / 3)))?;
     #[cfg(target_os = "linux")]
-    options.set_tcp_user_timeout(Some(SILENCE_LIMIT))?;
+    options.set_tcp_user_timeout(Some(silence * 3 / 2))?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
