@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::header::ORIGIN;
 use axum::http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -15,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::connection::{HEAD_TIMEOUT, MAX_HEAD, Shared};
+use super::cors;
 use super::error::HttpError;
 use super::listen::Answers;
 use super::socket::Socket;
@@ -80,7 +82,10 @@ async fn answer<A: Answers>(
             Ok(place) => Some(place),
             Err(_) => {
                 shared.refused.increment(1);
-                return Ok(HttpError::Unavailable.response());
+                let mut response = HttpError::Unavailable.response();
+                let origin = request.headers().get(ORIGIN).cloned();
+                cors::on_refusal(origin, response.headers_mut());
+                return Ok(response);
             }
         },
     };

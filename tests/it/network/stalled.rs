@@ -35,7 +35,7 @@ fn resident_bytes(pid: u32) -> u64 {
 async fn clients_that_do_not_read_cost_the_others_nothing_and_are_cut_and_counted() {
     let database = fresh_database().await;
     let environment = database.seeded.production;
-    let arguments = ["--hold=60s", "--write-timeout=8s"];
+    let arguments = ["--hold=60s", "--write-timeout=15s"];
     let mut node = Node::start(Kind::Binary, &database.url, &arguments).await;
     let opened = opened(&node, &database, 2).await;
     let (large, open) = &opened[0];
@@ -68,7 +68,7 @@ async fn clients_that_do_not_read_cost_the_others_nothing_and_are_cut_and_counte
     // Others hear of their changes meanwhile.
     let (other, open) = &opened[1];
     let mut seen = open.clone();
-    for version in 0..50 {
+    for version in 0..20 {
         let key = environment.secret_key;
         let poll = node.next(key, other, &seen, "&live=true");
         let (answer, ()) = tokio::join!(poll, set_metadata(&database.pool, other, version));
