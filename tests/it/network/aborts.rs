@@ -26,7 +26,9 @@ fn aborts() -> usize {
 async fn polls_aborted_over_both_protocols_leave_nothing_behind() {
     let database = fresh_database().await;
     let environment = database.seeded.production;
-    let node = Node::start(Kind::Binary, &database.url, &["--hold=60s"]).await;
+    // The offsets that all go on from are to stay good for as long as this takes.
+    let arguments = ["--hold=60s", "--window=1h"];
+    let node = Node::start(Kind::Binary, &database.url, &arguments).await;
     let opened = opened(&node, &database, RUNS).await;
     let to = address(&node);
     let http2 = || Client::builder().no_proxy().http2_prior_knowledge().build().expect("a client");
