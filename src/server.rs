@@ -152,7 +152,7 @@ impl Server {
         let feeds = Feeds::new(feed, reader, readiness.flag(), drain.clone(), settings.feeds);
         let app = Arc::new(App {
             door,
-            feeds,
+            feeds: Arc::new(feeds),
             hold: settings.hold,
             created_max,
             throttle: settings.throttle,

@@ -32,7 +32,7 @@ pub struct App {
     /// Who may come in.
     pub door: Door,
     /// The feeds.
-    pub feeds: Feeds,
+    pub feeds: Arc<Feeds>,
     /// For how long a poll is held when nothing is new, before it is spread by ±15 %.
     pub hold: Duration,
     /// How far back a list may reach.
