@@ -165,6 +165,19 @@ async fn a_tick_that_lies_beyond_the_hold_leaves_its_news_to_the_next_poll() {
 }
 
 #[tokio::test]
+async fn a_server_whose_clock_is_ahead_delays_nothing_for_longer() {
+    let ahead = now() + LONG.as_micros() as i64;
+    let tick = Duration::from_millis(20);
+    let (feed, feeds, mut poll) = begun(tick, Some(LONG));
+    poll.throttle = tick;
+    feed.apply(commit(2, ahead, &[(Column::Metadata, "a")]));
+    poll.after = Position::before(feed.head());
+    feed.apply(commit(3, ahead, &[(Column::Metadata, "b")]));
+    let held = hold(&feeds, poll).await;
+    assert!(text(&answer(held).await).contains(r#""b""#));
+}
+
+#[tokio::test]
 async fn news_that_say_nothing_to_a_client_keep_its_poll_held_and_at_rest() {
     let (feed, feeds, mut poll) = begun(Duration::ZERO, Some(LONG));
     poll.view.columns = ColumnSet::without(std::iter::once("metadata"));
