@@ -57,6 +57,8 @@ pub struct Settings {
     pub reader: ReaderLimits,
     /// How long polls are held.
     pub hold: Duration,
+    /// How long connections of events last.
+    pub sse_life: Duration,
     /// How often feeds answer.
     pub throttle: Throttle,
 }
@@ -154,6 +156,7 @@ impl Server {
             door,
             feeds: Arc::new(feeds),
             hold: settings.hold,
+            sse_life: settings.sse_life,
             created_max,
             throttle: settings.throttle,
             drain: drain.clone(),
