@@ -84,7 +84,6 @@ pub fn answer(request: ShapeRequest, answer: Answer, gzip: Option<Bytes>) -> Res
     headers.clone_from(&FEED_HEADERS);
     if compressed {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
     }
     if !answer.complete {
         UP_TO_DATE.iter().for_each(|name| drop(headers.remove(name)));
@@ -165,6 +164,7 @@ static TRUNCATED: HeaderName = name("x-runwire-truncated");
 static FEED_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     let mut headers = HeaderMap::with_capacity(24);
     feed_headers(&mut headers);
+    headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
     put(&mut headers, &UP_TO_DATE, HeaderValue::from_static(""));
     headers
 });
