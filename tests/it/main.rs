@@ -10,6 +10,7 @@ mod dev_command;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
+mod live;
 mod ops;
 mod replication;
 mod run_feed;
