@@ -123,6 +123,10 @@ pub struct FeedArgs {
     /// How long a poll is held when nothing is new, spread by ±15 %
     #[arg(long, env = "RUNWIRE_HOLD", default_value = "20s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub hold: Duration,
+    /// How long a connection of server-sent events lasts before its client makes a new one, spread by
+    /// ±15 %; at least 2s, since clients give events up whose connections end at once
+    #[arg(long, env = "RUNWIRE_SSE_LIFE", default_value = "60s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub sse_life: Duration,
     /// How far back lists reach at most, whatever `createdAt` asks for
     #[arg(long, env = "RUNWIRE_CREATED_MAX", default_value = "24h", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub created_max: Duration,
@@ -189,6 +193,11 @@ impl FeedArgs {
             bytes_per_environment: size(self.snapshot_bytes) / 2,
             ..ReaderLimits::default()
         }
+    }
+
+    /// How long a connection of events lasts.
+    pub fn sse_life(&self) -> Duration {
+        self.sse_life.max(Duration::from_secs(2))
     }
 
     /// How often feeds answer.
@@ -273,6 +282,7 @@ impl ServeArgs {
             feeds: self.feed.settings(),
             reader: self.feed.reader_limits(self.database.database_connections),
             hold: self.feed.hold,
+            sse_life: self.feed.sse_life(),
             throttle: self.feed.throttle(),
         })
     }

@@ -60,6 +60,8 @@ pub struct Settings {
     pub reader: ReaderLimits,
     /// How long polls are held.
     pub hold: Duration,
+    /// How long connections of events last.
+    pub sse_life: Duration,
     /// How often feeds answer.
     pub throttle: Throttle,
 }
@@ -155,8 +157,9 @@ impl Server {
         let feeds = Feeds::new(feed, reader, readiness.flag(), drain.clone(), settings.feeds);
         let app = Arc::new(App {
             door,
-            feeds,
+            feeds: Arc::new(feeds),
             hold: settings.hold,
+            sse_life: settings.sse_life,
             created_max,
             throttle: settings.throttle,
             drain: drain.clone(),

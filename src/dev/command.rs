@@ -241,6 +241,7 @@ fn settings(args: &DevArgs, database_url: &str) -> Result<server::Settings, DevE
         feeds: args.feed.settings(),
         reader: args.feed.reader_limits(8),
         hold: args.feed.hold,
+        sse_life: args.feed.sse_life(),
         throttle: args.feed.throttle(),
     })
 }

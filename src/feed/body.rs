@@ -32,7 +32,7 @@ struct Rendered {
     /// Where each message ends.
     ends: Box<[u32]>,
     gzip: OnceCell<Option<Bytes>>,
-    _room: Option<Room>,
+    room: Option<Room>,
 }
 
 /// No more bodies may be alive at once.
@@ -58,12 +58,19 @@ pub(super) type Part = (Arc<Image>, MessageKey);
 #[derive(Debug)]
 struct Room {
     alive: Arc<AtomicUsize>,
-    bytes: usize,
+    bytes: AtomicUsize,
+}
+
+impl Room {
+    fn take(&self, bytes: usize) {
+        self.alive.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.alive.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.alive.fetch_sub(self.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -85,10 +92,9 @@ impl Bodies {
 
     /// A body of this text, whose messages end there.
     pub fn body(&self, plain: Bytes, ends: Box<[u32]>) -> Body {
-        let bytes = plain.len();
-        self.alive.fetch_add(bytes, Ordering::Relaxed);
-        let room = Room { alive: Arc::clone(&self.alive), bytes };
-        Body(Arc::new(Rendered { plain, ends, gzip: OnceCell::new(), _room: Some(room) }))
+        let room = Room { alive: Arc::clone(&self.alive), bytes: AtomicUsize::new(0) };
+        room.take(plain.len());
+        Body(Arc::new(Rendered { plain, ends, gzip: OnceCell::new(), room: Some(room) }))
     }
 
     /// A complete body of these messages.
@@ -142,7 +148,7 @@ impl Body {
         static UP_TO_DATE: OnceLock<Body> = OnceLock::new();
         let make = || {
             let (plain, ends) = wire::Writer::new(0).complete();
-            Body(Arc::new(Rendered { plain, ends, gzip: OnceCell::new(), _room: None }))
+            Body(Arc::new(Rendered { plain, ends, gzip: OnceCell::new(), room: None }))
         };
         UP_TO_DATE.get_or_init(make).clone()
     }
@@ -169,11 +175,16 @@ impl Body {
             return None;
         }
         let compressed = self.0.gzip.get_or_init(|| async {
-            if plain.len() < GZIP_ASIDE_FROM {
-                return compress(plain);
+            let compressed = if plain.len() < GZIP_ASIDE_FROM {
+                compress(plain)
+            } else {
+                let plain = plain.clone();
+                tokio::task::spawn_blocking(move || compress(&plain)).await.ok().flatten()
+            };
+            if let (Some(room), Some(compressed)) = (&self.0.room, &compressed) {
+                room.take(compressed.len());
             }
-            let plain = plain.clone();
-            tokio::task::spawn_blocking(move || compress(&plain)).await.ok().flatten()
+            compressed
         });
         compressed.await.clone()
     }
@@ -183,5 +194,27 @@ fn compress(plain: &[u8]) -> Option<Bytes> {
     let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 2), Compression::fast());
     encoder.write_all(plain).ok()?;
     let compressed = encoder.finish().ok()?;
-    (compressed.len() < plain.len()).then(|| Bytes::from(compressed))
+    // It is kept for as long as the body, so not with the room that it did not need.
+    (compressed.len() < plain.len()).then(|| Bytes::from(compressed.into_boxed_slice()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_is_compressed_once_for_all_and_counts_for_as_long_as_it_lives() {
+        let bodies = Bodies::new(1 << 30);
+        for size in [GZIP_FROM, GZIP_ASIDE_FROM, 1 << 22] {
+            let body = bodies.body(Bytes::from(vec![b'x'; size]), Box::default());
+            let (first, second) = tokio::join!(body.gzip(), body.gzip());
+            let (first, second) = (first.unwrap(), second.unwrap());
+            assert_eq!(first.as_ptr(), second.as_ptr(), "{size}");
+            assert_eq!(bodies.alive(), size + first.len());
+            drop(body);
+            assert_eq!(bodies.alive(), 0);
+        }
+        let small = bodies.body(Bytes::from(vec![b'x'; GZIP_FROM - 1]), Box::default());
+        assert!(small.gzip().await.is_none());
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::image::{Image, differing};
 use super::position::Position;
@@ -80,6 +80,10 @@ impl Feed {
 
     /// Copies and compares outside of the writer's lock: this is the only writer, so nothing changes meanwhile.
     fn prepare(&self, tx: Tx) -> Batch {
+        // No change commits after it has come. Where the server's clock is ahead, what counts from
+        // the commit would otherwise not end in time.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let commit_time = tx.commit_time.min(now.as_micros() as i64);
         let state = self.state.read();
         let mut batch = Batch {
             xid: tx.xid,
@@ -124,7 +128,7 @@ impl Feed {
             let record = Record {
                 at: Position { lsn: tx.commit_lsn, index },
                 xid: tx.xid,
-                commit_time: tx.commit_time,
+                commit_time,
                 topics: topics.into(),
                 run: id,
                 changed,

@@ -33,6 +33,10 @@ pub use window::{Feed, Limits};
 #[cfg(test)]
 mod law_tests;
 #[cfg(test)]
+mod live_tests;
+#[cfg(test)]
+mod pace_tests;
+#[cfg(test)]
 mod poll_tests;
 #[cfg(test)]
 mod tests;

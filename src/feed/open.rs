@@ -129,17 +129,44 @@ impl Feeds {
         let fold = self.settings.completion_fold;
         let left = || {
             let state = self.feed.state.read();
-            let newest = state.newest(&filter.topics).filter(|newest| newest.completes);
-            newest.map(|newest| pace::until(newest.commit_time, fold, SystemTime::now()))
+            let newest = state.newest(&filter.topics).filter(|newest| newest.completes)?;
+            let left = pace::until(newest.commit_time, fold, SystemTime::now());
+            (!left.is_zero()).then_some(left)
         };
-        if left().is_none_or(|left| left.is_zero()) {
+        if left().is_none() {
             return;
         }
         let waiter = self.feed.waiters.join(filter.topics[0]);
-        let woken = waiter.woken();
-        if let Some(left) = left() {
-            let _ = tokio::time::timeout(left, woken).await;
+        let longest = Instant::now() + fold;
+        // A wake may be that of the completion itself, which is seen before it wakes anybody.
+        loop {
+            let woken = waiter.woken();
+            let Some(left) = left() else { return };
+            let end = longest.min(Instant::now() + left);
+            if tokio::time::timeout_at(end, woken).await.is_err() {
+                return;
+            }
         }
+    }
+
+    /// The run by a query, which may show a completion before the stream does. What follows one that
+    /// was just now is waited for then too, as far as the run's own clock tells.
+    async fn run_by_query(
+        &self,
+        open: &Open,
+        filter: &Filter,
+        patience: Patience,
+    ) -> Result<Option<OpenedRun>, Unavailable> {
+        let found = self.awaited_run(open, filter, patience).await?;
+        let completed_at = found.as_ref().and_then(|run| run.image.text(Column::CompletedAt));
+        let Some(at) = completed_at.and_then(timestamp_millis) else { return Ok(found) };
+        let (at, fold) = (at as i64 * 1_000, self.settings.completion_fold);
+        let left = pace::until(at, fold, SystemTime::now());
+        if left.is_zero() {
+            return Ok(found);
+        }
+        tokio::time::sleep(left).await;
+        self.query_run(open, patience).await
     }
 
     /// The row as the stream left it, if the window has seen it whole and is close to the database.
@@ -160,7 +187,8 @@ impl Feeds {
         Some(OpenedRun { image, facts, offset: Position::before(head), handle })
     }
 
-    async fn run_by_query(
+    /// The run, or that it does not come to be soon.
+    async fn awaited_run(
         &self,
         open: &Open,
         filter: &Filter,

@@ -1,6 +1,7 @@
 //! Following a feed from an offset: what is new there, at once or when something comes
 //! (`runs-and-auth.md`, 6 and 11).
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -35,8 +36,8 @@ pub struct Poll {
 
 /// A client's place in its feed, followed from answer to answer.
 #[derive(Debug)]
-pub struct Subscription<'a> {
-    feeds: &'a Feeds,
+pub struct Subscription {
+    feeds: Arc<Feeds>,
     follow: Follow,
     waiter: Waiter,
 }
@@ -87,7 +88,7 @@ enum Look {
 
 impl Feeds {
     /// Answers with what came after the client's offset, at once or when something comes.
-    pub async fn poll(&self, poll: Poll) -> Outcome {
+    pub async fn poll(self: &Arc<Self>, poll: Poll) -> Outcome {
         if poll.after.is_part() {
             return match self.chunks.get(&poll.view, &poll.handle, poll.after) {
                 Some(answer) => Outcome::Answer(answer),
@@ -119,7 +120,7 @@ impl Feeds {
 
     /// Takes up a feed where the client stands. `None` if that place is not of this feed, or can
     /// never be reached.
-    pub async fn subscribe(&self, poll: &Poll) -> Option<Subscription<'_>> {
+    pub async fn subscribe(self: &Arc<Self>, poll: &Poll) -> Option<Subscription> {
         let handle = Handle::decode(&poll.handle)?;
         let epoch = self.feed.state.read().epoch;
         let mine = epoch == Some(handle.epoch)
@@ -142,50 +143,60 @@ impl Feeds {
             horizon: handle.horizon.filter(|h| poll.after.lsn < h.lsn).map(Box::new),
             cut: handle.cut.map(|cut| timestamp_text(cut).into()),
         };
-        Some(Subscription { feeds: self, follow, waiter })
+        Some(Subscription { feeds: Arc::clone(self), follow, waiter })
     }
 }
 
-impl Subscription<'_> {
+impl Subscription {
     /// Everything up to here has been told.
     pub fn seen(&self) -> Position {
         self.follow.seen
     }
 
-    /// Waits for news; without `until` only looks.
+    /// Waits for news until then. Without `until` it only looks, and ticks mean nothing.
+    ///
+    /// News that wait for a tick at the end stay untold, and are news again for who comes back. A
+    /// completion is waited for beyond the end: its client may listen to nothing that comes after.
     pub async fn next(&mut self, view: &View, throttle: Duration, until: Option<Instant>) -> Next {
-        let mut last = until.is_none();
+        let throttle = until.map_or(Duration::ZERO, |_| throttle);
+        let fold = self.fold();
+        let mut over = until.is_none();
         // Whether nothing has touched the feed since the last look.
         let mut quiet = false;
-        let mut folded = false;
+        let mut untold_since = None;
         loop {
             let wakes = self.waiter.wakes();
             let woken = self.waiter.woken();
-            let mut due = None;
-            match Box::pin(self.follow.look(self.feeds, quiet)).await {
+            let (mut due, mut folds) = (None, false);
+            match Box::pin(self.follow.look(&self.feeds, quiet)).await {
                 Look::TooOld => return Next::TooOld,
                 Look::Nothing => {}
                 Look::News(head, news) => {
-                    let fold = if folded { Duration::ZERO } else { self.fold() };
                     let wait = pace::due_in(&news, throttle, fold, SystemTime::now());
-                    if last || wait.is_zero() {
-                        match self.deliver(view, head, news).await {
-                            Some(next) => return next,
-                            None => continue,
+                    // However a clock is set back, news wait no longer than they ever may.
+                    let since: &mut Instant = untold_since.get_or_insert_with(Instant::now);
+                    if wait.is_zero() || since.elapsed() >= throttle + fold {
+                        drop(woken);
+                        if let Some(next) = self.deliver(view, head, news).await {
+                            return next;
                         }
+                        untold_since = None;
+                        continue;
                     }
-                    folded = news.just_completed;
-                    due = Some(Instant::now() + wait);
+                    (due, folds) = (Some(Instant::now() + wait), news.just_completed);
                 }
             }
-            let Some(until) = until.filter(|_| !last) else { return Next::Nothing };
+            let drained = self.feeds.drain.is_cancelled();
+            if over && (drained || !folds) {
+                return Next::Nothing;
+            }
             // The end is looked at once more: the head that it finds keeps a quiet feed's offset
             // above the floor.
-            (quiet, last) = tokio::select! {
+            (quiet, over) = tokio::select! {
                 biased;
-                () = woken => (false, false),
-                () = sleep_until(due) => (false, false),
-                () = tokio::time::sleep_until(until) => (self.waiter.wakes() == wakes, true),
+                () = woken => (false, over),
+                () = sleep_until(due) => (false, over),
+                () = sleep_until(until.filter(|_| !over)) => (self.waiter.wakes() == wakes, true),
                 () = self.feeds.drain.cancelled() => (self.waiter.wakes() == wakes, true),
             };
         }

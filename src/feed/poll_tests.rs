@@ -19,13 +19,18 @@ use crate::runs::reader::{Reader, ReaderLimits};
 use crate::runs::store::RunStore;
 
 fn feeds() -> (Arc<Feed>, Arc<Feeds>) {
+    feeds_that_fold(Duration::from_millis(100))
+}
+
+/// A window and its feeds, with completions that wait for so long.
+pub fn feeds_that_fold(completion_fold: Duration) -> (Arc<Feed>, Arc<Feeds>) {
     let feed = Feed::new(Limits { age: Duration::from_secs(120), bytes: 1 << 20, bodies: 1 << 20 });
     reset(&feed, 1, 10);
     // Nobody listens there, and nobody asks.
     let pool = PgPoolOptions::new().connect_lazy("postgresql://127.0.0.1:1/none").unwrap();
     let caught_up = Arc::new(AtomicBool::new(true));
     let settings = FeedSettings {
-        completion_fold: Duration::from_millis(100),
+        completion_fold,
         created_max: Duration::from_secs(86_400),
         list_max: 10,
         list_bytes: 1 << 20,
@@ -42,7 +47,7 @@ fn reset(feed: &Feed, epoch: u64, floor: u64) {
     feed.apply(Event::Reset(Reset { epoch, floor, server: floor, past: None }));
 }
 
-fn poll(horizon: Option<Horizon>, hold: Duration) -> Poll {
+pub fn poll(horizon: Option<Horizon>, hold: Duration) -> Poll {
     let feed = FeedKey::run("env_1".into(), "run_1".into());
     let view = View { feed, columns: ColumnSet::EXPOSED, old_statuses: false };
     let mut handle = Handle::issue(1, view.feed.digest(view.columns), Lsn(50));

@@ -193,13 +193,18 @@ impl Place {
         self.waker.wake();
     }
 
+    /// Who does not wait just now, since it sends what it was told before, is not waited for.
     fn wake_in(&self, slice: &Arc<Slice>) {
         slice.running.fetch_add(1, Ordering::AcqRel);
         let former = self.slice.lock().replace(Arc::clone(slice));
         if let Some(former) = former {
             former.one_has_run();
         }
-        self.wake();
+        self.woken.store(true, Ordering::Release);
+        match self.waker.take() {
+            Some(waker) => waker.wake(),
+            None => self.has_run(),
+        }
     }
 
     fn has_run(&self) {
@@ -226,6 +231,13 @@ impl Future for Woken<'_> {
         }
         place.has_run();
         Poll::Ready(())
+    }
+}
+
+impl Drop for Woken<'_> {
+    fn drop(&mut self) {
+        self.0.place.waker.take();
+        self.0.place.has_run();
     }
 }
 
@@ -257,6 +269,8 @@ impl Drop for Waiter {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::super::topic::Topics;
     use super::*;
 
@@ -350,18 +364,45 @@ mod tests {
         rounds.abort();
     }
 
+    fn has_begun(waiter: &Waiter) -> bool {
+        waiter.place.slice.lock().is_some()
+    }
+
     #[tokio::test]
     async fn those_who_leave_in_their_slice_hold_nobody_up() {
         let waiters = Arc::new(Waiters::default());
         let topic = Topics::default().tag("env", "tag");
         let idle: Vec<Waiter> = (0..2 * SLICE).map(|_| waiters.join(topic)).collect();
+        let mut waits: Vec<_> = idle.iter().map(Waiter::woken).collect();
+        for woken in &mut waits {
+            assert!(woken.now_or_never().is_none());
+        }
         waiters.wake(topic);
         let round = waiters.rounds.queue.lock().pop_front().unwrap();
         let first = tokio::spawn(round.advance());
         tokio::task::yield_now().await;
+        assert!(idle[..SLICE].iter().all(has_begun) && !first.is_finished());
+        drop(waits);
         drop(idle);
         let left = first.await.unwrap();
         assert!(left.is_some_and(|round| round.next == SLICE));
         assert_eq!(waiters.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_round_waits_for_nobody_who_is_busy_and_they_are_told_when_they_ask() {
+        let waiters = Arc::new(Waiters::default());
+        let topic = Topics::default().tag("env", "tag");
+        let busy: Vec<Waiter> = (0..2 * SLICE).map(|_| waiters.join(topic)).collect();
+        let waits: Vec<_> = busy.iter().map(Waiter::woken).collect();
+        waiters.wake(topic);
+        let round = waiters.rounds.queue.lock().pop_front().unwrap();
+        // Polled once alone, so that no patience has run out.
+        let advanced = round.advance().now_or_never();
+        let round = advanced.expect("it waits for nobody").expect("a second slice");
+        round.advance().now_or_never().expect("it waits for nobody");
+        for mut woken in waits {
+            assert!((&mut woken).now_or_never().is_some());
+        }
     }
 }

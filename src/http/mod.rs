@@ -36,9 +36,11 @@ pub struct App {
     /// Who may come in.
     pub door: Door,
     /// The feeds.
-    pub feeds: Feeds,
+    pub feeds: Arc<Feeds>,
     /// For how long a poll is held when nothing is new, before it is spread by ±15 %.
     pub hold: Duration,
+    /// How long a connection of events lasts, before it is spread by ±15 %.
+    pub sse_life: Duration,
     /// How far back a list may reach.
     pub created_max: Duration,
     /// How often a feed may answer, where neither token nor request say.

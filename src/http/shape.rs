@@ -84,7 +84,6 @@ pub fn answer(request: ShapeRequest, answer: Answer, gzip: Option<Bytes>) -> Res
     *headers = if request.live { LIVE_HEADERS.clone() } else { CATCH_UP_HEADERS.clone() };
     if compressed {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
     }
     if !answer.complete {
         UP_TO_DATE.iter().for_each(|name| drop(headers.remove(name)));
@@ -170,6 +169,7 @@ fn complete_headers<const N: usize>(own: &'static Names<N>) -> HeaderMap {
     let empty = HeaderValue::from_static("");
     let mut headers = HeaderMap::new();
     feed_headers(&mut headers);
+    headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
     put(&mut headers, &UP_TO_DATE, empty.clone());
     put(&mut headers, &HANDLE, empty.clone());
     put(&mut headers, &OFFSET, empty.clone());

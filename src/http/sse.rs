@@ -1,5 +1,6 @@
 //! Feeds as server-sent events, for Electric clients that ask for them (`runs-and-auth.md`, 6.5).
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,14 +15,12 @@ use super::subscribe::Held;
 use crate::feed::{Next, Outcome, Poll};
 use crate::telemetry::FeedMetrics;
 
-/// How long a connection lasts, before it is spread by ±15 %. Clients take ones that end at once for
-/// a proxy that buffers, and very long ones outlive what is in between.
-const LIFE: Duration = Duration::from_secs(60);
-/// How often a connection without news shows that it lives.
+/// How often a connection without news shows that it lives, at least.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// An answer that goes on: first what is new, then whatever comes, until the connection's time or the
-/// credential ends. A client that stands at no place of this feed is told so at once.
+/// credential ends. What only a status can tell is told by one, before the first event: clients that
+/// were sent nothing but an end would come back with the same question at once.
 ///
 /// A message is taken from the window when the connection has room for it, so that a slow reader
 /// gets the newest state and no queue.
@@ -32,27 +31,28 @@ pub(super) async fn stream(
     expires_at: Option<SystemTime>,
     metrics: FeedMetrics,
 ) -> Result<Response<Body>, Outcome> {
-    // The subscription is made twice, since the second lives inside of the stream and borrows there.
-    if app.feeds.subscribe(&poll).await.is_none() {
-        return Err(app.feeds.refetch(&poll.view, &poll.handle, poll.after));
-    }
-    let life = LIFE.mul_f64(rand::random_range(0.85..1.15));
+    let refetch = || Err(app.feeds.refetch(&poll.view, &poll.handle, poll.after));
+    let Some(mut subscription) = app.feeds.subscribe(&poll).await else { return refetch() };
+    let mut next = match subscription.next(&poll.view, poll.throttle, None).await {
+        Next::TooOld => return refetch(),
+        Next::Unavailable => return Err(Outcome::Unavailable),
+        next => next,
+    };
+    let life = app.sse_life.mul_f64(rand::random_range(0.85..1.15));
     let left = expires_at
         .map_or(life, |end| end.duration_since(SystemTime::now()).unwrap_or_default().min(life));
     let end = Instant::now() + left;
-    let (handle, after) = (poll.handle.clone(), poll.after);
+    let keep_alive = KEEP_ALIVE.min(app.sse_life / 4);
+    let (handle, after) = (poll.handle, poll.after);
     let drain = app.drain.clone();
     let events = async_stream::stream! {
         let _held = Held::begin(&metrics.holds);
-        let Some(mut subscription) = app.feeds.subscribe(&poll).await else { return };
-        yield Ok::<_, std::convert::Infallible>(comment());
         loop {
-            let until = end.min(Instant::now() + KEEP_ALIVE);
-            match subscription.next(&poll.view, poll.throttle, Some(until)).await {
+            match next {
                 Next::News(update) => {
                     metrics.delivered(update.committed_at);
                     for message in update.body.messages() {
-                        yield Ok(event(&message));
+                        yield Ok::<_, Infallible>(event(&message));
                     }
                     yield Ok(up_to_date(subscription.seen().lsn.0));
                 }
@@ -65,6 +65,8 @@ pub(super) async fn stream(
                 // The client comes back from its last offset, and is told then.
                 Next::TooOld | Next::Unavailable => return,
             }
+            let until = end.min(Instant::now() + keep_alive);
+            next = subscription.next(&poll.view, poll.throttle, Some(until)).await;
         }
     };
     Ok(shape::events(shape, handle, after, Body::from_stream(events)))

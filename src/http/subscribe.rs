@@ -237,7 +237,8 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
     let named = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     named.flat_map(|value| value.split(',')).any(|coding| {
         let (name, quality) = coding.split_once(';').unwrap_or((coding, ""));
-        let refused = quality.trim().strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0));
+        let weight = quality.trim().strip_prefix(['q', 'Q']).and_then(|q| q.strip_prefix('='));
+        let refused = weight.is_some_and(|weight| weight.parse() == Ok(0.0));
         name.trim().eq_ignore_ascii_case("gzip") && !refused
     })
 }
@@ -279,7 +280,12 @@ mod tests {
             accepts_gzip(&headers)
         };
         assert!(accepts("gzip, deflate") && accepts("br;q=1.0, GZIP;q=0.5"));
-        assert!(!accepts("gzip;q=0") && !accepts("deflate, br") && !accepts(""));
+        assert!(
+            !accepts("gzip;q=0")
+                && !accepts("gzip ; Q=0.000")
+                && !accepts("deflate, br")
+                && !accepts("")
+        );
         assert!(!accepts_gzip(&HeaderMap::new()));
     }
 }

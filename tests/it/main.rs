@@ -11,6 +11,7 @@ mod dev_command;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
+mod live;
 mod network;
 mod ops;
 mod reader;
