@@ -111,8 +111,7 @@ impl Filter {
             Selected::One(id) => image.text(Column::FriendlyId) == Some(id),
             Selected::OfBatch(id) => image.text(Column::BatchId) == Some(id),
             Selected::Tagged { tags, created_from } => {
-                image.text(Column::CreatedAt).is_some_and(|at| *at >= **created_from)
-                    && carries(image, tags)
+                was_created(image, created_from) && carries(image, tags)
             }
         }
     }
@@ -124,10 +123,14 @@ impl Filter {
 
     /// Whether the feed may tell of the run at all, were it only that it left.
     pub fn may_show(&self, image: &Image) -> bool {
-        match &self.runs {
-            Selected::One(_) => self.matches(image),
-            _ => image.text(Column::RuntimeEnvironmentId) == Some(&self.environment),
-        }
+        let of_environment = image.text(Column::RuntimeEnvironmentId) == Some(&self.environment);
+        of_environment
+            && match &self.runs {
+                Selected::One(_) => self.matches(image),
+                Selected::OfBatch(_) => true,
+                // A run from before the window was never in the list, so it does not leave it.
+                Selected::Tagged { created_from, .. } => was_created(image, created_from),
+            }
     }
 
     /// Whether the run was of the feed before the change; `None` where that is not known.
@@ -140,6 +143,10 @@ impl Filter {
             Before::Elsewhere(topics) => Some(under(topics)),
         }
     }
+}
+
+fn was_created(image: &Image, from: &str) -> bool {
+    image.text(Column::CreatedAt).is_some_and(|at| at >= from)
 }
 
 fn carries(image: &Image, tags: &[Box<str>]) -> bool {
