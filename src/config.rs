@@ -182,6 +182,7 @@ impl FeedArgs {
             list_max: self.list_max,
             list_bytes: size(self.list_bytes),
             chunk_bytes: size(self.chunk_bytes),
+            chunk: 1 << 20,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::try_join_all;
 use tokio::sync::Semaphore;
@@ -43,6 +43,8 @@ pub struct FeedSettings {
     pub list_bytes: usize,
     /// What the chunks of long lists may take that nobody has fetched yet, in bytes.
     pub chunk_bytes: usize,
+    /// How long such a chunk is, in bytes. It is longer where a single row is.
+    pub chunk: usize,
 }
 
 /// Every feed: the window, the database for what it does not hold, and the drain.
@@ -169,6 +171,11 @@ impl Feeds {
             pause *= 2;
         }
         Ok(None)
+    }
+
+    /// A list's pinned floor, but never lower than the operator allows now.
+    pub(super) fn within_maximum(&self, pinned: Floor) -> Floor {
+        pinned.max(Floor::before(SystemTime::now(), self.settings.created_max))
     }
 
     pub(super) fn filter(&self, key: &FeedKey, floor: Floor) -> Filter {

@@ -375,6 +375,7 @@ fn feeds() -> Feeds {
         list_max: 100,
         list_bytes: 1 << 20,
         chunk_bytes: 1 << 20,
+        chunk: 1 << 20,
     };
     let reader = Reader::new(RunStore::new(pool), ReaderLimits::default());
     let caught_up = Arc::new(AtomicBool::new(true));

@@ -20,8 +20,6 @@ use crate::runs::columns::Column;
 use crate::runs::created::{Floor, timestamp_millis};
 use crate::runs::reader::Patience;
 
-/// How long a chunk of a long list is, in bytes. It is longer where a single row is.
-const CHUNK: usize = 1 << 20;
 /// Rendering more than this is no work for a thread that serves others.
 const RENDER_ASIDE_FROM: usize = 256 << 10;
 
@@ -86,14 +84,11 @@ impl Feeds {
 
     async fn try_open_list(&self, open: Open) -> Result<Outcome, Unavailable> {
         let handle = self.known_handle(&open).await?;
-        let now = SystemTime::now();
         let digest = open.view.feed.digest(open.view.columns);
         let pinned = handle.as_ref().filter(|handle| handle.feed == digest).and_then(|h| h.floor);
         let floor = match (&open.view.feed.runs, pinned) {
-            (Runs::Tagged { .. }, Some(floor)) => {
-                floor.max(Floor::before(now, self.settings.created_max))
-            }
-            (Runs::Tagged { window, .. }, None) => Floor::before(now, *window),
+            (Runs::Tagged { .. }, Some(floor)) => self.within_maximum(floor),
+            (Runs::Tagged { window, .. }, None) => Floor::before(SystemTime::now(), *window),
             _ => Floor::default(),
         };
         let patience = patience(handle.as_ref());
@@ -107,8 +102,13 @@ impl Feeds {
             same && opening.end >= Position::before(state.floor)
         };
         let key = (open.view.clone(), floor);
-        let query = self.list_by_query(&open.view, floor, patience);
-        let opening = self.flights.share(key, anew, serves, query).await?;
+        let query = || self.list_by_query(&open.view, floor, patience);
+        let mut opening = self.flights.share(key.clone(), anew, serves, query()).await?;
+        let not_before = handle.and_then(|handle| handle.not_before).unwrap_or_default();
+        if opening.end < Position::before(not_before.lsn) {
+            // It was under way before this node had caught up with the client; the next one was not.
+            opening = self.flights.share(key, anew, serves, query()).await?;
+        }
         if opening.truncated {
             metrics::counter!(crate::telemetry::LISTS_TRUNCATED).increment(1);
         }
@@ -264,8 +264,9 @@ impl Feeds {
         handle.cut = cut.as_deref().map(|cut| timestamp_millis(cut).unwrap_or(u64::MAX));
         let (view, bodies) = (view.clone(), Arc::clone(&self.feed.bodies));
         let size: usize = rows.iter().map(|row| row.size()).sum();
+        let chunk = self.settings.chunk;
         let render = move || {
-            let chunks = render(&rows, &view);
+            let chunks = render(&rows, &view, chunk);
             let chunks = chunks.into_iter().map(|(plain, ends)| bodies.body(plain, ends)).collect();
             let (handle, truncated) = (handle.encode(), handle.cut.is_some());
             Arc::new(Opening { view, handle, chunks, end, truncated, _share: share })
@@ -313,12 +314,12 @@ fn age(row: &Image) -> (Option<&str>, Option<&str>) {
 }
 
 /// The bodies of the chunks, of which the last brings the client up to date.
-fn render(rows: &[Arc<Image>], view: &View) -> Vec<(bytes::Bytes, Box<[u32]>)> {
+fn render(rows: &[Arc<Image>], view: &View, chunk: usize) -> Vec<(bytes::Bytes, Box<[u32]>)> {
     let mut chunks = Vec::new();
     let mut writer = wire::Writer::new(0);
     for row in rows {
-        if writer.len() > CHUNK {
-            chunks.push(std::mem::replace(&mut writer, wire::Writer::new(CHUNK)).unfinished());
+        if writer.len() > chunk {
+            chunks.push(std::mem::replace(&mut writer, wire::Writer::new(chunk)).unfinished());
         }
         writer.push(row, whole_row(view));
     }

@@ -129,7 +129,8 @@ impl Feeds {
         if !mine {
             return None;
         }
-        let filter = self.filter(&poll.view.feed, handle.floor.unwrap_or_default());
+        let floor = handle.floor.map(|floor| self.within_maximum(floor)).unwrap_or_default();
+        let filter = self.filter(&poll.view.feed, floor);
         let waiter = self.feed.waiters.join(self.feed.quietest(&filter));
         if !self.is_reachable(poll.after).await {
             return None;

@@ -35,6 +35,7 @@ pub fn feeds_that_fold(completion_fold: Duration) -> (Arc<Feed>, Arc<Feeds>) {
         list_max: 10,
         list_bytes: 1 << 20,
         chunk_bytes: 1 << 20,
+        chunk: 1 << 20,
     };
     let reader = Reader::new(RunStore::new(pool), ReaderLimits::default());
     let drain = CancellationToken::new();
