@@ -4,6 +4,7 @@
 mod support;
 
 mod auth;
+mod batch_feed;
 mod browser;
 mod clients;
 mod consistency;
@@ -11,6 +12,7 @@ mod dev_command;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
+mod list_feed;
 mod live;
 mod network;
 mod ops;

@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod cluster;
+pub mod feed;
 pub mod gateway;
 pub mod npm;
 pub mod packages;

@@ -4,38 +4,15 @@ use std::time::{Duration, Instant};
 
 use runwire::feed::position::Position;
 use runwire::postgres::Lsn;
-use sqlx::PgPool;
 
-use super::node::{Kind, Node, signal};
+use super::held::Held;
+use super::node::{Kind, Node};
 use super::standby::Cluster;
 use super::subscriber::{offset, version};
 use crate::support::gateway::{Shape, eventually};
 use crate::support::runs::{insert_run, set_metadata};
 
 const RUN: &str = "run_1";
-
-/// The walsender of a slot, held in the middle of whatever it does.
-struct Held {
-    pid: u32,
-}
-
-impl Held {
-    async fn hold(pool: &PgPool, slot: &str) -> Held {
-        let sql = "SELECT active_pid FROM pg_replication_slots WHERE slot_name LIKE $1 || '%'";
-        let pid: i32 = sqlx::query_scalar(sql).bind(slot).fetch_one(pool).await.expect("a slot");
-        let pid = u32::try_from(pid).expect("a pid");
-        signal("STOP", pid);
-        Held { pid }
-    }
-
-    fn release(self) {}
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        signal("CONT", self.pid);
-    }
-}
 
 struct Scene {
     cluster: Cluster,
@@ -69,7 +46,7 @@ async fn scene() -> Scene {
     let from = from.unwrap();
     let caught_up = behind.next(key, RUN, &from, "&live=true").await;
     assert!(caught_up.is_bare(), "{}", caught_up.text);
-    let held = Held::hold(&cluster.pool, "behind").await;
+    let held = Held::hold(&cluster.pool, "behind").await.expect("a walsender");
     set_metadata(&cluster.pool, RUN, 2).await;
     let seen = ahead.next(key, RUN, &caught_up, "&live=true").await;
     assert_eq!(version(&seen), Some(2));

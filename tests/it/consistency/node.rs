@@ -32,6 +32,7 @@ pub struct Node {
     database_url: String,
     arguments: Vec<String>,
     trail: Option<Duration>,
+    chunk: Option<usize>,
     process: Option<Process>,
 }
 
@@ -56,6 +57,7 @@ impl Node {
             database_url: database_url.to_owned(),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             trail: None,
+            chunk: None,
             process: None,
         }
     }
@@ -63,6 +65,12 @@ impl Node {
     /// By how much a permanent slot trails. Only for a node in this process.
     pub fn trailing(mut self, trail: Duration) -> Node {
         self.trail = Some(trail);
+        self
+    }
+
+    /// How long a chunk of a long list is, in bytes. Only for a node in this process.
+    pub fn in_chunks_of(mut self, bytes: usize) -> Node {
+        self.chunk = Some(bytes);
         self
     }
 
@@ -75,6 +83,7 @@ impl Node {
                 let mut settings = settings(&self.database_url, &arguments);
                 (settings.listen, settings.admin_listen) = (self.address, self.admin);
                 settings.replication.trail = self.trail.unwrap_or(settings.replication.trail);
+                settings.feeds.chunk = self.chunk.unwrap_or(settings.feeds.chunk);
                 Process::Here(Box::new(Gateway::start_with(settings).await))
             }
             Kind::Binary => Process::Binary(
@@ -183,9 +192,19 @@ pub async fn get(
     run: &str,
     query: &str,
 ) -> Result<Shape, reqwest::Error> {
-    let url = format!("{url}/realtime/v1/runs/{run}?{query}");
+    get_path(client, url, key, &format!("/realtime/v1/runs/{run}?{query}")).await
+}
+
+/// One request for any feed.
+pub async fn get_path(
+    client: &Client,
+    url: &str,
+    key: &str,
+    path: &str,
+) -> Result<Shape, reqwest::Error> {
     let (name, version) = API_VERSION;
-    let response = client.get(url).bearer_auth(key).header(name, version).send().await?;
+    let request = client.get(format!("{url}{path}")).bearer_auth(key).header(name, version);
+    let response = request.send().await?;
     let (status, headers) = (response.status(), response.headers().clone());
     Ok(Shape { status, headers, text: response.text().await? })
 }

@@ -4,25 +4,28 @@
 //! `RUNWIRE_TEST_SEED` repeats the choices of a run that failed, `RUNWIRE_TEST_SECONDS` says for how
 //! long each variant writes.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use runwire::dev::{Options, Postgres};
-use sqlx::PgPool;
+use sqlx::AssertSqlSafe;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::accidents::{accidents, stall};
+use super::followed::{Followed, List, Rows, all_ids};
 use super::node::{Kind, Node, client};
-use super::standby::{enlarge, require_standby, version_in};
+use super::population::{BATCHES, populate};
 use super::subscriber::{Counts, Subscriber};
-use super::writers::write;
+use super::writers::Writer;
 use crate::support::cluster::database_in;
 use crate::support::gateway::PATIENCE;
-use crate::support::runs::insert_run;
 
-const RUNS: usize = 50;
+const RUNS: usize = 40;
 const WRITERS: u64 = 12;
 /// Of the writers, those that wait for a standby.
 const PATIENT: u64 = 3;
@@ -31,49 +34,56 @@ const SECONDS: u64 = 8;
 /// The first of the runs get half of the attention.
 pub const HOT: usize = 6;
 
+#[derive(Debug)]
 struct Variant {
     kind: Kind,
-    slot_kind: &'static str,
+    slots: &'static str,
     /// Whether commits wait until they are durable.
     commit: &'static str,
+    /// Whether changes bring the row before them.
+    identity: &'static str,
     /// Further arguments of the nodes.
     arguments: &'static [&'static str],
 }
 
+const PLAIN: Variant = Variant {
+    kind: Kind::Here,
+    slots: "temporary",
+    commit: "on",
+    identity: "DEFAULT",
+    arguments: &[],
+};
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_temporary_slots_and_synchronous_commits() {
-    let arguments = &["--window=200ms"];
-    play(&Variant { kind: Kind::Here, slot_kind: "temporary", commit: "on", arguments }).await;
+    play(&Variant { arguments: &["--window=200ms"], ..PLAIN }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_temporary_slots_and_asynchronous_commits() {
-    let arguments = &[];
-    play(&Variant { kind: Kind::Here, slot_kind: "temporary", commit: "off", arguments }).await;
+    play(&Variant { commit: "off", identity: "FULL", ..PLAIN }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_permanent_slots_and_synchronous_commits() {
     let arguments = &["--window-bytes=200KB"];
-    play(&Variant { kind: Kind::Here, slot_kind: "permanent", commit: "on", arguments }).await;
+    play(&Variant { slots: "permanent", identity: "FULL", arguments, ..PLAIN }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_permanent_slots_and_asynchronous_commits() {
-    let arguments = &[];
-    play(&Variant { kind: Kind::Here, slot_kind: "permanent", commit: "off", arguments }).await;
+    play(&Variant { slots: "permanent", commit: "off", ..PLAIN }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_permanent_slots_and_nodes_that_are_killed() {
-    let arguments = &[];
-    play(&Variant { kind: Kind::Binary, slot_kind: "permanent", commit: "on", arguments }).await;
+    play(&Variant { kind: Kind::Binary, slots: "permanent", ..PLAIN }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_temporary_slots_and_nodes_that_are_killed() {
-    let arguments = &["--window=700ms"];
-    play(&Variant { kind: Kind::Binary, slot_kind: "temporary", commit: "off", arguments }).await;
+    let (kind, arguments) = (Kind::Binary, &["--window=700ms"]);
+    play(&Variant { kind, commit: "off", identity: "FULL", arguments, ..PLAIN }).await;
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -81,14 +91,39 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}: {text:?} is not a number")))
 }
 
+/// All that there is to follow: the lists and batches first, then the runs.
+fn feeds(runs: &[String]) -> Vec<Followed> {
+    const WHOLE: List = List { tags: &[], recent: false, skipped: &[] };
+    let lists = [
+        WHOLE,
+        List { tags: &["red"], ..WHOLE },
+        List { tags: &["white"], recent: true, ..WHOLE },
+        List { tags: &["red", "green"], ..WHOLE },
+        List { tags: &["green", "blue", "red"], skipped: &["payload", "output"], ..WHOLE },
+        List { skipped: &["output", "runTags", "error"], recent: true, ..WHOLE },
+    ];
+    let batches = BATCHES.iter().map(|batch| Followed::Batch(format!("batch_{batch}")));
+    let runs = runs.iter().cloned().map(Followed::Run);
+    lists.into_iter().map(Followed::List).chain(batches).chain(runs).collect()
+}
+
+/// One of them; the lists, the batches and the busy runs more often than others.
+fn any_feed(feeds: &[Followed], rng: &mut StdRng) -> Followed {
+    let groups = feeds.len() - RUNS;
+    let among = match rng.random_range(0..4) {
+        0 | 1 => &feeds[..groups],
+        2 => &feeds[groups..groups + HOT],
+        _ => &feeds[groups..],
+    };
+    among.choose(rng).expect("a feed").clone()
+}
+
 async fn play(variant: &Variant) {
     let seed = number("RUNWIRE_TEST_SEED").unwrap_or_else(rand::random);
     let duration = Duration::from_secs(number("RUNWIRE_TEST_SECONDS").unwrap_or(SECONDS));
-    let named = format!(
-        "{:?} nodes, {} slots, synchronous_commit {}",
-        variant.kind, variant.slot_kind, variant.commit
-    );
+    let named = format!("{variant:?}");
     println!("{named}: RUNWIRE_TEST_SEED={seed}");
+    let rng = |n: u64| StdRng::seed_from_u64(seed.wrapping_add(n));
     let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let settings = vec![
         set("synchronous_commit", if variant.commit == "on" { "local" } else { "off" }),
@@ -99,22 +134,19 @@ async fn play(variant: &Variant) {
     let database = database_in(&postgres).await;
     let pool = &database.pool;
     let environment = database.seeded.production;
+    let identity = format!(r#"ALTER TABLE "TaskRun" REPLICA IDENTITY {}"#, variant.identity);
+    sqlx::raw_sql(AssertSqlSafe(identity)).execute(pool).await.expect("set the identity");
     let runs: Vec<String> = (0..RUNS).map(|i| format!("run_{i:02}")).collect();
-    for run in &runs {
-        insert_run(pool, environment.id, run).await;
-    }
-    for run in runs.iter().step_by(2) {
-        enlarge(pool, run).await;
-    }
+    populate(pool, &environment, &runs, &mut rng(0)).await;
 
     let mut nodes = Vec::new();
     for name in ["a", "b"] {
-        let slot = [format!("--slot=node_{name}"), format!("--slot-kind={}", variant.slot_kind)];
+        let slot = [format!("--slot=node_{name}"), format!("--slot-kind={}", variant.slots)];
         let mut arguments = vec![slot[0].as_str(), &slot[1], "--hold=1s"];
         arguments.extend(variant.arguments);
         let node = Node::unstarted(variant.kind, &database.url, &arguments);
-        // So short that a restart depends on what was confirmed.
-        let mut node = node.trailing(Duration::from_millis(200));
+        // So short that a restart depends on what was confirmed, and that most lists come in parts.
+        let mut node = node.trailing(Duration::from_millis(200)).in_chunks_of(20_000);
         node.start_again().await;
         node.ready().await;
         nodes.push(node);
@@ -124,28 +156,31 @@ async fn play(variant: &Variant) {
     let (stop_writing, stop_following) = (CancellationToken::new(), CancellationToken::new());
     let mut writers = JoinSet::new();
     for i in 0..WRITERS {
-        // They flush the log for all, which would hide what asynchronous commits do.
-        let patient = variant.commit == "on" && i < PATIENT;
-        let (url, runs, stop) = (database.url.clone(), runs.clone(), stop_writing.clone());
-        writers.spawn(write(url, runs, seed.wrapping_add(i), patient, stop));
+        let writer = Writer {
+            url: database.url.clone(),
+            environment: environment.id,
+            name: format!("w{i}"),
+            runs: runs.clone(),
+            seed: seed.wrapping_add(100 + i),
+            // They flush the log for all, which would hide what asynchronous commits do.
+            patient: variant.commit == "on" && i < PATIENT,
+            stop: stop_writing.clone(),
+        };
+        writers.spawn(writer.write());
     }
+    let feeds: Arc<[Followed]> = feeds(&runs).into();
     let mut subscribers = JoinSet::new();
     for i in 0..SUBSCRIBERS {
-        let rng = StdRng::seed_from_u64(seed.wrapping_add(1_000 + i));
-        let subscriber = Subscriber::new(
-            client(),
-            format!("subscriber {i}"),
-            environment.secret_key,
-            runs[i as usize % RUNS].clone(),
-        );
-        let (urls, runs, stop) = (urls.clone(), runs.clone(), stop_following.clone());
-        subscribers.spawn(follow(subscriber, urls, runs, rng, stop));
+        let feed = feeds[i as usize].clone();
+        let name = format!("subscriber {i}");
+        let subscriber = Subscriber::new(client(), name, environment.secret_key, feed);
+        let (urls, feeds, stop) = (urls.clone(), Arc::clone(&feeds), stop_following.clone());
+        subscribers.spawn(follow(subscriber, urls, feeds, rng(1_000 + i), stop));
     }
 
     let until = Instant::now() + duration;
-    let standby = stall(pool, StdRng::seed_from_u64(seed.wrapping_add(2_000)), until);
-    let accidents =
-        accidents(pool, &mut nodes, StdRng::seed_from_u64(seed.wrapping_add(3_000)), until);
+    let standby = stall(pool, rng(2_000), until);
+    let accidents = accidents(pool, &mut nodes, rng(3_000), until);
     tokio::join!(standby, accidents);
     stop_writing.cancel();
     let mut transactions = 0;
@@ -157,20 +192,27 @@ async fn play(variant: &Variant) {
         node.ready().await;
     }
 
-    // The last version arrives, also at those who come back after a long time.
+    // All arrives, also at those who come back after a long time.
     let mut counts = Counts::default();
+    let existing = Arc::new(all_ids(pool).await);
     let mut ends = JoinSet::new();
     while let Some(subscriber) = subscribers.join_next().await {
         let mut subscriber = subscriber.unwrap_or_else(|error| panic!("{named}, {seed}: {error}"));
         counts.add(&subscriber.counts);
-        let last = version_in(pool, subscriber.run()).await;
-        let urls = urls.clone();
+        let wanted = subscriber.feed().rows(pool, environment.id).await;
+        let (urls, existing) = (urls.clone(), Arc::clone(&existing));
         ends.spawn(async move {
-            finish(&mut subscriber, &urls, last).await;
+            finish(&mut subscriber, &urls, &wanted, &existing).await;
             for at in 0..subscriber.stored.len().min(3) {
                 subscriber.resume(at);
-                finish(&mut subscriber, &urls, last).await;
+                finish(&mut subscriber, &urls, &wanted, &existing).await;
             }
+            subscriber.begin_anew();
+            finish(&mut subscriber, &urls, &wanted, &existing).await;
+            assert!(
+                !subscriber.has_leftovers(&wanted),
+                "an opening answer with runs that are gone"
+            );
         });
     }
     while let Some(end) = ends.join_next().await {
@@ -187,7 +229,7 @@ async fn play(variant: &Variant) {
 async fn follow(
     mut subscriber: Subscriber,
     urls: Vec<String>,
-    runs: Vec<String>,
+    feeds: Arc<[Followed]>,
     mut rng: StdRng,
     stop: CancellationToken,
 ) -> Subscriber {
@@ -197,11 +239,8 @@ async fn follow(
             at = rng.random_range(0..urls.len());
         }
         match rng.random_range(0..100) {
-            0..12 => {
-                let of = if rng.random_bool(0.5) { HOT } else { RUNS };
-                subscriber.begin(runs[..of].choose(&mut rng).expect("a run").clone());
-            }
-            12..20 => subscriber.store(),
+            0..8 => subscriber.begin(any_feed(&feeds, &mut rng)),
+            8..20 => subscriber.store(),
             20..26 if !subscriber.stored.is_empty() => {
                 subscriber.resume(rng.random_range(0..subscriber.stored.len()));
             }
@@ -220,62 +259,23 @@ async fn follow(
     subscriber
 }
 
-/// Follows on all nodes until the last version is there.
-async fn finish(subscriber: &mut Subscriber, urls: &[String], last: i64) {
+/// Follows on all nodes until it holds what the table does.
+async fn finish(
+    subscriber: &mut Subscriber,
+    urls: &[String],
+    wanted: &Rows,
+    existing: &BTreeSet<String>,
+) {
     let deadline = Instant::now() + PATIENCE;
     for url in urls.iter().cycle() {
-        if subscriber.version() == Some(last) {
-            return;
-        }
+        let Some(difference) = subscriber.difference(wanted, existing) else { return };
         if Instant::now() > deadline {
-            subscriber.fail(&format!("the last version, {last}, does not arrive"));
+            subscriber.fail(&format!("the last state does not arrive: {difference}"));
         }
         subscriber.step(url, true, PATIENCE).await;
-    }
-}
-
-/// Lets those commits hang now and then that wait for a standby.
-async fn stall(pool: &PgPool, mut rng: StdRng, until: Instant) {
-    while Instant::now() < until {
-        require_standby(pool, true).await;
-        tokio::time::sleep(Duration::from_millis(rng.random_range(10..1_000))).await;
-        require_standby(pool, false).await;
-        tokio::time::sleep(Duration::from_millis(rng.random_range(100..800))).await;
-    }
-}
-
-/// Ends walsenders and nodes.
-async fn accidents(pool: &PgPool, nodes: &mut [Node], mut rng: StdRng, until: Instant) {
-    while Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(rng.random_range(100..900))).await;
-        let at = rng.random_range(0..nodes.len());
-        match rng.random_range(0..4) {
-            0 | 1 => {
-                let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
-                           WHERE active_pid IS NOT NULL AND slot_name LIKE $1 || '%'";
-                let name = ["node_a", "node_b"][at];
-                sqlx::query(sql).bind(name).execute(pool).await.expect("end a walsender");
-            }
-            2 => {
-                nodes[at].stop().await;
-                nodes[at].start_again().await;
-            }
-            _ => {
-                nodes[at].kill().await;
-                tokio::time::sleep(Duration::from_millis(rng.random_range(0..200))).await;
-                nodes[at].start_again().await;
-            }
+        // The parts of a list are with the node that gave the first.
+        while subscriber.is_loading() && Instant::now() < deadline {
+            subscriber.step(url, true, PATIENCE).await;
         }
-    }
-}
-
-impl Counts {
-    fn add(&mut self, other: &Counts) {
-        self.answers += other.answers;
-        self.rows += other.rows;
-        self.opens += other.opens;
-        self.refetches += other.refetches;
-        self.unavailable += other.unavailable;
-        self.broken += other.broken;
     }
 }
