@@ -173,9 +173,15 @@ impl Feeds {
         Ok(None)
     }
 
-    /// A list's pinned floor, but never lower than the operator allows now.
-    pub(super) fn within_maximum(&self, pinned: Floor) -> Floor {
+    /// A list's pinned floor as an opening takes it: never lower than the operator allows now.
+    pub(super) fn floor_to_open(&self, pinned: Floor) -> Floor {
         pinned.max(Floor::before(SystemTime::now(), self.settings.created_max))
+    }
+
+    /// The same as a poll takes it. What its client has must not leave the list merely because time
+    /// passes, so it is kept for as long again.
+    pub(super) fn floor_to_follow(&self, pinned: Floor) -> Floor {
+        pinned.max(Floor::before(SystemTime::now(), 2 * self.settings.created_max))
     }
 
     pub(super) fn filter(&self, key: &FeedKey, floor: Floor) -> Filter {

@@ -87,7 +87,7 @@ impl Feeds {
         let digest = open.view.feed.digest(open.view.columns);
         let pinned = handle.as_ref().filter(|handle| handle.feed == digest).and_then(|h| h.floor);
         let floor = match (&open.view.feed.runs, pinned) {
-            (Runs::Tagged { .. }, Some(floor)) => self.within_maximum(floor),
+            (Runs::Tagged { .. }, Some(floor)) => self.floor_to_open(floor),
             (Runs::Tagged { window, .. }, None) => Floor::before(SystemTime::now(), *window),
             _ => Floor::default(),
         };

@@ -129,7 +129,7 @@ impl Feeds {
         if !mine {
             return None;
         }
-        let floor = handle.floor.map(|floor| self.within_maximum(floor)).unwrap_or_default();
+        let floor = handle.floor.map(|floor| self.floor_to_follow(floor)).unwrap_or_default();
         let filter = self.filter(&poll.view.feed, floor);
         let waiter = self.feed.waiters.join(self.feed.quietest(&filter));
         if !self.is_reachable(poll.after).await {
@@ -193,13 +193,17 @@ impl Subscription {
             }
             // The end is looked at once more: the head that it finds keeps a quiet feed's offset
             // above the floor.
-            (quiet, over) = tokio::select! {
+            let end = until.filter(|_| !over);
+            let ended = tokio::select! {
                 biased;
-                () = woken => (false, over),
-                () = sleep_until(due) => (false, over),
-                () = sleep_until(until.filter(|_| !over)) => (self.waiter.wakes() == wakes, true),
-                () = self.feeds.drain.cancelled() => (self.waiter.wakes() == wakes, true),
+                () = woken => false,
+                // One timer for both, since it is most of what a held poll takes.
+                () = sleep_until(due.into_iter().chain(end).min()) => {
+                    end.is_some_and(|end| Instant::now() >= end)
+                }
+                () = self.feeds.drain.cancelled() => true,
             };
+            (quiet, over) = (ended && self.waiter.wakes() == wakes, over || ended);
         }
     }
 

@@ -2,19 +2,34 @@
 
 use runwire::dev::run::set_metadata;
 use runwire::dev::{RunSpec, TriggeredBatch, trigger_batch};
+use runwire::feed::position::Position;
 use runwire::server::Settings;
 use serde_json::json;
 
 use super::SDKS;
 use super::lists::{Lists, TAG};
 use crate::support::cluster::{Database, fresh_database};
-use crate::support::gateway::{Gateway, settings};
+use crate::support::gateway::{Gateway, eventually, settings};
 
 /// Two runs in both lists.
 async fn members(database: &Database) -> TriggeredBatch {
     let spec = RunSpec { tags: Some(vec![TAG.to_owned()]), ..RunSpec::new("child") };
     let specs = vec![spec; 2];
     trigger_batch(&database.pool, &database.seeded.production, specs).await.unwrap()
+}
+
+/// Waits until the stream has come to all that any query has seen so far: a client that still skips
+/// what its query showed cannot go on by another connection.
+async fn passes_what_was_read(gateway: &Gateway, database: &Database, run: &str) {
+    let end = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint";
+    let end: i64 = sqlx::query_scalar(end).fetch_one(&database.pool).await.unwrap();
+    let key = database.seeded.production.secret_key;
+    eventually("the stream to pass what was read", || async {
+        let open = gateway.open(run, key).await;
+        let at: Position = open.offset().parse().unwrap();
+        at.lsn.0 >= end as u64
+    })
+    .await;
 }
 
 /// Stops the gateway, changes a run, and starts the gateway again at the same address.
@@ -46,6 +61,7 @@ async fn a_gateway_that_goes_on_from_its_slot_sends_only_what_changed_to_every_s
         lists.show([("tag", first), ("tag", second), ("batch", first), ("batch", second)]).await;
         following.push((sdk, lists));
     }
+    passes_what_was_read(&gateway, &database, first).await;
     let gateway = replace(gateway, settings, &database, first).await;
     for (sdk, lists) in &mut following {
         for run in lists.show([("tag", first), ("batch", first)]).await {
