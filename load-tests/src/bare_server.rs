@@ -26,8 +26,11 @@ use crate::layout::number_in_request;
 use crate::prepared::{Prepared, Template};
 use crate::runs::{self, FIRST_VERSION};
 
-/// Streams that one HTTP/2 connection may have at once.
+/// What Runwire allows an HTTP/2 connection: streams at once, bytes of bodies, unsent bytes of an answer.
 const MAX_STREAMS: u32 = 1_000;
+const STREAM_WINDOW: u32 = 16 * 1024;
+const CONNECTION_WINDOW: u32 = 64 * 1024;
+const SEND_BUFFER: usize = 16 * 1024;
 
 /// A feed: its newest answer and those who wait for the next.
 struct Topic {
@@ -108,7 +111,12 @@ async fn accept(listener: TcpListener, bare: Arc<Bare>, http2: bool) {
         if http2 {
             tokio::spawn(async move {
                 let mut builder = http2::Builder::new(TokioExecutor::new());
-                builder.max_concurrent_streams(MAX_STREAMS).auto_date_header(dated);
+                builder
+                    .max_concurrent_streams(MAX_STREAMS)
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW)
+                    .max_send_buf_size(SEND_BUFFER)
+                    .auto_date_header(dated);
                 let _ = builder.serve_connection(stream, service).await;
             });
         } else {

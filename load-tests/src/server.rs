@@ -16,6 +16,8 @@ use crate::cores::on_core;
 /// How long a server may take to come up and to go down.
 const START_LIMIT: Duration = Duration::from_secs(300);
 const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// More than any trial has.
+const MAX_CONNECTIONS: &str = "1000000";
 
 /// A server process. Killed when dropped.
 pub struct Server {
@@ -58,6 +60,7 @@ impl Runwire<'_> {
             .env("RUNWIRE_LISTEN", listen.to_string())
             .env("RUNWIRE_ADMIN_LISTEN", admin.to_string())
             .env("RUNWIRE_SLOT_KIND", self.slot_kind)
+            .env("RUNWIRE_MAX_CONNECTIONS", MAX_CONNECTIONS)
             .env("RUNWIRE_DATA_DIR", self.scratch.join("data"))
             .env_remove("DIRECT_URL")
             .env_remove("RUNWIRE_REPLICATION_URL")

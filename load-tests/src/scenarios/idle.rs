@@ -25,7 +25,7 @@ pub struct Idle {
     #[arg(long, default_value_t = 100_000)]
     http2: usize,
     /// How many of those share a connection
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 400)]
     streams: usize,
     /// For how many seconds the CPU time of doing nothing is taken
     #[arg(long, default_value_t = 20)]
