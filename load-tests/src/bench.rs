@@ -89,6 +89,14 @@ pub struct Sides<T> {
     pub bare: Vec<T>,
 }
 
+impl<T> Sides<T> {
+    /// The servers that were tried, by name, each with its trials.
+    pub fn tried(&self) -> impl Iterator<Item = (&'static str, &[T])> {
+        let both = [("Runwire", &self.runwire[..]), ("bare hyper", &self.bare[..])];
+        both.into_iter().filter(|(_, trials)| !trials.is_empty())
+    }
+}
+
 impl Bench {
     /// How Runwire is started here.
     pub fn runwire<'a>(&'a self, gateway: &'a Gateway, slot_kind: &'a str) -> Runwire<'a> {

@@ -60,8 +60,8 @@ impl Cold {
             "other CPU, max",
             "events",
         ]);
-        for (of, subscribers, Sides { runwire, bare }) in &all {
-            for (server, trials) in [("Runwire", runwire), ("bare hyper", bare)] {
+        for (of, subscribers, sides) in &all {
+            for (server, trials) in sides.tried() {
                 let cpu = |value: fn(&Spent) -> std::time::Duration| {
                     middle_and_range(trials.iter().map(|t| value(&t.spent).as_secs_f64()), 2)
                 };

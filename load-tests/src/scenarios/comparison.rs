@@ -46,8 +46,9 @@ pub async fn compare_all(
         "events",
     ]);
     for Comparison { load, sides } in &comparisons {
-        row(report, "Runwire", load, &sides.runwire);
-        row(report, "bare hyper", load, &sides.bare);
+        for (server, trials) in sides.tried() {
+            row(report, server, load, trials);
+        }
     }
     ratios(report, &comparisons);
     Ok(())

@@ -77,8 +77,8 @@ impl Idle {
             "other CPU, max",
             "events",
         ]);
-        for (version, subscribers, Sides { runwire, bare }) in &all {
-            for (server, trials) in [("Runwire", runwire), ("bare hyper", bare)] {
+        for (version, subscribers, sides) in &all {
+            for (server, trials) in sides.tried() {
                 let n = *subscribers;
                 let mib = |value: fn(&Quiet) -> u64| {
                     format!("{:.0}", median(trials.iter().map(|t| value(t) as f64 / 1024.0)))

@@ -88,7 +88,7 @@ impl Lone {
             "events, both",
         ]);
         for (crowd, sides) in &all {
-            for (server, trials) in [("Runwire", &sides.runwire), ("bare hyper", &sides.bare)] {
+            for (server, trials) in sides.tried() {
                 let Some(latest) = trials.last() else { continue };
                 let middle = |value: fn(&Company) -> f64| median(trials.iter().map(value));
                 report.row([

@@ -66,8 +66,8 @@ impl Polls {
             "client CPU, µs per poll",
             "other CPU, max",
         ]);
-        for (of, Sides { runwire, bare }) in &all {
-            for (server, trials) in [("Runwire", runwire), ("bare hyper", bare)] {
+        for (of, sides) in &all {
+            for (server, trials) in sides.tried() {
                 report.row([
                     server.to_owned(),
                     (*of).to_owned(),
