@@ -7,9 +7,11 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 
-use crate::feed::Limits;
+use crate::feed::{FeedSettings, Limits};
+use crate::http::Throttle;
 use crate::postgres::ConnectionUrl;
 use crate::replication;
+use crate::runs::reader::ReaderLimits;
 use crate::server;
 
 /// A setting that is missing or wrong, in one line.
@@ -117,13 +119,78 @@ pub struct FeedArgs {
     /// How long a poll is held when nothing is new, spread by ±15 %
     #[arg(long, env = "RUNWIRE_HOLD", default_value = "20s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub hold: Duration,
+    /// How far back lists reach at most, whatever `createdAt` asks for
+    #[arg(long, env = "RUNWIRE_CREATED_MAX", default_value = "24h", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub created_max: Duration,
+    /// The most rows that a list or batch answers with; the newest, and a header says that there are more
+    #[arg(long, env = "RUNWIRE_LIST_MAX", default_value_t = 10_000, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub list_max: usize,
+    /// The most memory that the rows of one list may take; like RUNWIRE_LIST_MAX
+    #[arg(long, env = "RUNWIRE_LIST_BYTES", default_value = "32MiB", value_name = "SIZE")]
+    pub list_bytes: ByteSize,
+    /// How much memory the chunks of long lists may take that wait to be fetched; the oldest go first
+    #[arg(long, env = "RUNWIRE_CHUNK_BYTES", default_value = "128MiB", value_name = "SIZE")]
+    pub chunk_bytes: ByteSize,
+    /// How much memory bodies may take that are kept or on their way; beyond it requests get a 503
+    #[arg(long, env = "RUNWIRE_BODY_BYTES", default_value = "512MiB", value_name = "SIZE")]
+    pub body_bytes: ByteSize,
+    /// How much memory rows may take that are being read, of all environments together
+    #[arg(long, env = "RUNWIRE_SNAPSHOT_BYTES", default_value = "256MiB", value_name = "SIZE")]
+    pub snapshot_bytes: ByteSize,
+    /// For how long a run's completion waits for the metadata that is written right after it, on the
+    /// feed of that run alone; 0s switches it off
+    #[arg(long, env = "RUNWIRE_COMPLETION_FOLD", default_value = "100ms", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub completion_fold: Duration,
+    /// The shortest time between two answers that something changed, up to 10s, where neither the
+    /// token nor the request says. First changes, completions and errors never wait
+    #[arg(long, env = "RUNWIRE_THROTTLE", default_value = "0s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub throttle: Duration,
+    /// The same for single environments, as `<environment id>=<time>`, separated by commas
+    #[arg(long, env = "RUNWIRE_THROTTLE_ENVIRONMENTS", value_name = "LIST", value_delimiter = ',', value_parser = environment_throttle)]
+    pub throttle_environments: Vec<(String, Duration)>,
+}
+
+fn environment_throttle(text: &str) -> Result<(String, Duration), String> {
+    let (environment, time) = text.split_once('=').ok_or("is not <environment id>=<time>")?;
+    let time = humantime::parse_duration(time).map_err(|error| error.to_string())?;
+    Ok((environment.to_owned(), time))
+}
+
+fn size(bytes: ByteSize) -> usize {
+    usize::try_from(bytes.as_u64()).unwrap_or(usize::MAX)
 }
 
 impl FeedArgs {
     /// What bounds the window.
     pub fn limits(&self) -> Limits {
-        let bytes = usize::try_from(self.window_bytes.as_u64()).unwrap_or(usize::MAX);
-        Limits { age: self.window, bytes }
+        Limits { age: self.window, bytes: size(self.window_bytes), bodies: size(self.body_bytes) }
+    }
+
+    /// How feeds behave.
+    pub fn settings(&self) -> FeedSettings {
+        FeedSettings {
+            completion_fold: self.completion_fold,
+            created_max: self.created_max,
+            list_max: self.list_max,
+            list_bytes: size(self.list_bytes),
+            chunk_bytes: size(self.chunk_bytes),
+        }
+    }
+
+    /// What bounds the reading of snapshots with so many connections.
+    pub fn reader_limits(&self, connections: u32) -> ReaderLimits {
+        ReaderLimits {
+            connections: connections as usize,
+            bytes: size(self.snapshot_bytes),
+            bytes_per_environment: size(self.snapshot_bytes) / 2,
+            ..ReaderLimits::default()
+        }
+    }
+
+    /// How often feeds answer.
+    pub fn throttle(&self) -> Throttle {
+        let environments = self.throttle_environments.iter().cloned().collect();
+        Throttle { default: self.throttle, environments }
     }
 }
 
@@ -198,7 +265,10 @@ impl ServeArgs {
                 .replication
                 .settings(self.database.replication_url()?, window.bytes / 2),
             window,
+            feeds: self.feed.settings(),
+            reader: self.feed.reader_limits(self.database.database_connections),
             hold: self.feed.hold,
+            throttle: self.feed.throttle(),
         })
     }
 }

@@ -11,14 +11,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{self, Door};
-use crate::feed::{Feed, Limits, RunFeeds};
-use crate::http::{self, App, listen, ops::Ops};
+use crate::feed::{Feed, FeedSettings, Feeds, Limits};
+use crate::http::{self, App, Metrics, Throttle, listen, ops::Ops};
 use crate::postgres::ConnectionUrl;
 use crate::readiness::{Lag, Readiness};
 use crate::replication::change::{Event, Marks};
 use crate::replication::{self, SetupError, Source};
+use crate::runs::reader::{Reader, ReaderLimits};
 use crate::runs::store::RunStore;
-use crate::telemetry::{self, FeedMetrics};
+use crate::telemetry;
 
 /// How often the server's state is looked at once the stream is caught up.
 const TICK: Duration = Duration::from_secs(1);
@@ -50,8 +51,14 @@ pub struct Settings {
     pub replication: replication::Settings,
     /// What bounds the window.
     pub window: Limits,
+    /// How feeds behave.
+    pub feeds: FeedSettings,
+    /// What bounds the reading of snapshots.
+    pub reader: ReaderLimits,
     /// How long polls are held.
     pub hold: Duration,
+    /// How often feeds answer.
+    pub throttle: Throttle,
 }
 
 /// Why a server did not start.
@@ -114,7 +121,7 @@ impl Server {
         let feed = Feed::new(settings.window.clone());
         let readiness = Arc::new(Readiness::default());
         let marks = Marks::new();
-        let store = RunStore::new(snapshots);
+        let reader = Reader::new(RunStore::new(snapshots), settings.reader);
         let door = Door::new(keys, auth::Settings::default());
         let source = Source::new(settings.replication).await?;
         let status = source.status();
@@ -141,14 +148,32 @@ impl Server {
             metrics: metrics.clone(),
         };
 
-        let runs = RunFeeds::new(feed, store, readiness.flag(), drain.clone());
-        let metrics_of_runs = FeedMetrics::of("run");
-        let app = Arc::new(App { door, runs, hold: settings.hold, metrics: metrics_of_runs });
+        let created_max = settings.feeds.created_max;
+        let feeds = Feeds::new(feed, reader, readiness.flag(), drain.clone(), settings.feeds);
+        let app = Arc::new(App {
+            door,
+            feeds,
+            hold: settings.hold,
+            created_max,
+            throttle: settings.throttle,
+            drain: drain.clone(),
+            metrics: Metrics::default(),
+        });
+        let feeds_work = {
+            let (app, stop) = (Arc::clone(&app), stop_stream.clone());
+            async move {
+                tokio::select! {
+                    () = app.feeds.run() => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        };
         let ops = Ops { readiness: Arc::clone(&readiness), metrics };
         let limit = settings.max_connections;
         let public_routes = http::public(app, ops.clone());
         let tasks = vec![
             tokio::spawn(ticker.run(stop_stream.clone())),
+            tokio::spawn(feeds_work),
             tokio::spawn(listen::serve("public", public, public_routes, limit, drain.clone())),
             tokio::spawn(listen::serve("admin", admin, http::ops::admin(ops), 100, drain.clone())),
         ];

@@ -49,8 +49,20 @@ metric_names! {
     WINDOW_BYTES = "runwire_window_bytes";
     /// Changes in the window.
     WINDOW_CHANGES = "runwire_window_changes";
+    /// Memory that bodies take, kept for sharing or on their way, in bytes.
+    BODY_BYTES = "runwire_body_bytes";
+    /// Chunks of long lists that wait to be fetched, in bytes.
+    CHUNK_BYTES = "runwire_chunk_bytes";
+    /// Lists that were longer than an answer may be.
+    LISTS_TRUNCATED = "runwire_lists_truncated_total";
     /// Feeds that somebody waits on now.
     WAITED_TOPICS = "runwire_waited_topics";
+    /// What is in use of a limit, in places or bytes, by limit.
+    LIMIT_USED = "runwire_limit_used";
+    /// Requests that wait at a limit, by limit.
+    LIMIT_WAITING = "runwire_limit_waiting";
+    /// Requests refused at a limit, by limit.
+    LIMIT_REFUSED = "runwire_limit_refused_total";
 }
 
 /// Installs the metrics recorder of this process, once, and describes every metric.
@@ -98,7 +110,13 @@ fn describe() {
     describe_counter!(RESETS, "How often the stream had to start anew");
     describe_gauge!(WINDOW_BYTES, Unit::Bytes, "Memory that the window takes");
     describe_gauge!(WINDOW_CHANGES, "Changes in the window");
+    describe_gauge!(BODY_BYTES, Unit::Bytes, "Memory that bodies take, kept or on their way");
+    describe_gauge!(CHUNK_BYTES, Unit::Bytes, "Chunks of long lists that wait to be fetched");
+    describe_counter!(LISTS_TRUNCATED, "Lists that were longer than an answer may be");
     describe_gauge!(WAITED_TOPICS, "Feeds that somebody waits on now");
+    describe_gauge!(LIMIT_USED, "What is in use of a limit, in places or bytes, by limit");
+    describe_gauge!(LIMIT_WAITING, "Requests that wait at a limit, by limit");
+    describe_counter!(LIMIT_REFUSED, "Requests refused at a limit, by limit");
 }
 
 /// What a feed counts with every answer, looked up once.

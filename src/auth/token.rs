@@ -92,6 +92,8 @@ pub struct Verified {
     pub expires_at: SystemTime,
     /// `realtime.skipColumns` if that is an array; its members that are not text are dropped.
     pub skip_columns: Option<Arc<[String]>>,
+    /// `realtime.throttleMs` if that is a number from 0 on.
+    pub throttle: Option<Duration>,
     /// Which of the keys had signed it.
     pub key_index: usize,
 }
@@ -133,6 +135,7 @@ impl<'a> PublicToken<'a> {
             ability: Ability::from_scopes(scopes.filter_map(Value::as_str)),
             expires_at,
             skip_columns: self.skip_columns(),
+            throttle: self.throttle(),
             key_index,
         })
     }
@@ -184,6 +187,11 @@ impl<'a> PublicToken<'a> {
             }
             _ => Err(TokenError::Expiry),
         }
+    }
+
+    fn throttle(&self) -> Option<Duration> {
+        let millis = self.claims.get("realtime")?.get("throttleMs")?.as_f64()?;
+        (millis >= 0.0).then(|| Duration::from_millis(millis as u64))
     }
 
     fn skip_columns(&self) -> Option<Arc<[String]>> {

@@ -1,6 +1,9 @@
 //! From facts to a verdict: what a key or a token opens, once the database has spoken.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use super::{
     environments::{EnvironmentType, KeyHolder, Signer},
@@ -21,6 +24,8 @@ pub struct Caller {
     pub expires_at: Option<SystemTime>,
     /// Columns that the token asks to be left out (claim `realtime.skipColumns`). Any text can be among them.
     pub skip_columns: Option<Arc<[String]>>,
+    /// The shortest time between two answers that the token asks for (claim `realtime.throttleMs`).
+    pub throttle: Option<Duration>,
 }
 
 /// A caller as long as nothing has ended.
@@ -69,6 +74,7 @@ pub(super) fn of_key(holder: KeyHolder, branch: Option<&str>) -> Result<Verdict,
         ability: Arc::new(ability),
         expires_at: holder.expires_at,
         skip_columns: None,
+        throttle: None,
     };
     Ok(Verdict { caller, once_expired: Refusal::InvalidKey })
 }
@@ -87,6 +93,7 @@ pub(super) fn of_token(signer: &Signer, token: &PublicToken<'_>) -> Result<Verdi
             ability: Arc::new(verified.ability),
             expires_at: Some(end),
             skip_columns: verified.skip_columns,
+            throttle: verified.throttle,
         };
         Verdict { caller, once_expired: Refusal::PublicAccessTokenIsInvalid }
     })

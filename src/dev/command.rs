@@ -237,7 +237,10 @@ fn settings(args: &DevArgs, database_url: &str) -> Result<server::Settings, DevE
         database_connections: 8,
         replication: replication::Settings::new(url, NAME.to_owned(), NAME.to_owned()),
         window: args.feed.limits(),
+        feeds: args.feed.settings(),
+        reader: args.feed.reader_limits(8),
         hold: args.feed.hold,
+        throttle: args.feed.throttle(),
     })
 }
 

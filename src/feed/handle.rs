@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::position::Position;
 use crate::postgres::{Lsn, Snapshot};
+use crate::runs::created::Floor;
 
 /// The longest handle, in characters.
 pub const MAX_LEN: usize = 200;
@@ -16,6 +17,9 @@ pub const MAX_LEN: usize = 200;
 const VERSION: u8 = 1;
 const HAS_HORIZON: u8 = 1;
 const HAS_NOT_BEFORE: u8 = 2;
+const HAS_FLOOR: u8 = 4;
+const HAS_CUT: u8 = 8;
+const FLAGS: u8 = HAS_HORIZON | HAS_NOT_BEFORE | HAS_FLOOR | HAS_CUT;
 
 /// What a snapshot showed, for as long as the stream has not passed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,12 +54,26 @@ pub struct Handle {
     /// Set on a handle that only asks its client to start again: what the client has seen, which
     /// the new start must not fall behind.
     pub not_before: Option<Position>,
+    /// The lower bound of `createdAt` of a list, pinned when the list was opened.
+    pub floor: Option<Floor>,
+    /// Set on a list that did not fit into its first answer: of the runs created up to then, in
+    /// milliseconds since 1970, the client may lack some.
+    pub cut: Option<u64>,
 }
 
 impl Handle {
     /// A handle that nobody has been given before.
     pub fn issue(epoch: u64, feed: u64, start: Lsn) -> Self {
-        Handle { epoch, feed, start, nonce: rand::random(), horizon: None, not_before: None }
+        Handle {
+            epoch,
+            feed,
+            start,
+            nonce: rand::random(),
+            horizon: None,
+            not_before: None,
+            floor: None,
+            cut: None,
+        }
     }
 
     /// The opaque text.
@@ -64,7 +82,9 @@ impl Handle {
         out.push(VERSION);
         let horizon = if self.horizon.is_some() { HAS_HORIZON } else { 0 };
         let not_before = if self.not_before.is_some() { HAS_NOT_BEFORE } else { 0 };
-        out.push(horizon | not_before);
+        let floor = if self.floor.is_some() { HAS_FLOOR } else { 0 };
+        let cut = if self.cut.is_some() { HAS_CUT } else { 0 };
+        out.push(horizon | not_before | floor | cut);
         out.extend_from_slice(&self.epoch.to_be_bytes());
         out.extend_from_slice(&self.feed.to_be_bytes());
         out.extend_from_slice(&self.nonce);
@@ -84,6 +104,12 @@ impl Handle {
             put(&mut out, position.lsn.0);
             put(&mut out, u64::from(position.index));
         }
+        if let Some(Floor(minutes)) = self.floor {
+            put(&mut out, u64::from(minutes));
+        }
+        if let Some(cut) = self.cut {
+            put(&mut out, cut);
+        }
         URL_SAFE_NO_PAD.encode(out)
     }
 
@@ -95,7 +121,7 @@ impl Handle {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let mut input = bytes.as_slice();
         let [version, flags] = take::<2>(&mut input)?;
-        if version != VERSION || flags > HAS_HORIZON | HAS_NOT_BEFORE {
+        if version != VERSION || flags & !FLAGS != 0 {
             return None;
         }
         let epoch = u64::from_be_bytes(take(&mut input)?);
@@ -121,7 +147,13 @@ impl Handle {
             let lsn = Lsn(get(&mut input)?);
             not_before = Some(Position { lsn, index: u32::try_from(get(&mut input)?).ok()? });
         }
-        input.is_empty().then_some(Handle { epoch, feed, start, nonce, horizon, not_before })
+        let mut floor = None;
+        if flags & HAS_FLOOR != 0 {
+            floor = Some(Floor(u32::try_from(get(&mut input)?).ok()?));
+        }
+        let cut = if flags & HAS_CUT != 0 { Some(get(&mut input)?) } else { None };
+        let handle = Handle { epoch, feed, start, nonce, horizon, not_before, floor, cut };
+        input.is_empty().then_some(handle)
     }
 }
 
@@ -178,6 +210,7 @@ mod tests {
             epoch: u64, feed: u64, start: u64, nonce: [u8; 6], xmin in 0..u64::MAX / 4,
             steps in prop::collection::vec(0u64..300, 0..12), lsn: u64,
             has_horizon: bool, not_before in prop::option::of((any::<u64>(), any::<u32>())),
+            floor: Option<u32>, cut: Option<u64>,
         ) -> Handle {
             let xip: Vec<u64> = steps.iter().scan(xmin, |at, step| { *at += step; Some(*at) }).collect();
             let xmax = xip.last().map_or(xmin, |last| last + 1);
@@ -186,6 +219,7 @@ mod tests {
                 epoch, feed, start: Lsn(start), nonce,
                 horizon: has_horizon.then_some(horizon),
                 not_before: not_before.map(|(lsn, index)| Position { lsn: Lsn(lsn), index }),
+                floor: floor.map(Floor), cut,
             }
         }
     }

@@ -1,13 +1,18 @@
 //! The last known state of a run, copied into one compact buffer.
 
-use bytes::Bytes;
-use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+
+use super::body::{Bodies, Body};
+use super::wire;
 use crate::runs::columns::{Column, ColumnSet};
 use crate::runs::tuple::{Cell, Tuple};
 
-/// Bodies rendered from one image that are kept for sharing. More column sets than this among the
-/// subscribers of one run are rendered anew each time.
+/// Bodies rendered from one image that are kept for sharing. With more column sets than this among
+/// its subscribers, the oldest of them is rendered anew when it is wanted again.
 const SHARED_BODIES: usize = 4;
 
 /// A run's columns at one version. A column that the stream never sent is *unknown*.
@@ -17,16 +22,59 @@ pub struct Image {
     ends: [u32; Column::COUNT],
     null: ColumnSet,
     unknown: ColumnSet,
-    bodies: Mutex<Vec<(BodyKey, Bytes)>>,
+    bodies: Mutex<Vec<(MessageKey, Body)>>,
+    /// This image with its unknown columns read from the database, once somebody needed them.
+    pub(super) filled: OnceCell<Option<Arc<Image>>>,
+    kept: Kept,
 }
 
-/// What tells the bodies of one image apart.
+/// What is rendered from images that a window holds counts as memory of the window.
+#[derive(Debug, Default)]
+struct Kept {
+    ledger: Option<Arc<AtomicUsize>>,
+    bytes: AtomicUsize,
+}
+
+impl Kept {
+    fn add(&self, bytes: usize) {
+        if let Some(ledger) = &self.ledger {
+            ledger.fetch_add(bytes, Ordering::Relaxed);
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn remove(&self, bytes: usize) {
+        if let Some(ledger) = &self.ledger {
+            ledger.fetch_sub(bytes, Ordering::Relaxed);
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.remove(self.bytes.load(Ordering::Relaxed));
+    }
+}
+
+/// What a message does to the client's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Here is the whole row.
+    Insert,
+    /// Here is what changed of it.
+    Update,
+    /// It is gone, or of the feed no longer.
+    Delete,
+}
+
+/// What tells the messages of one image apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BodyKey {
-    /// The columns in it.
+pub struct MessageKey {
+    /// The columns in it, besides the id.
     pub columns: ColumnSet,
-    /// `insert` rather than `update`.
-    pub insert: bool,
+    /// What it does.
+    pub operation: Operation,
     /// Statuses as older API versions know them.
     pub old_statuses: bool,
 }
@@ -57,6 +105,12 @@ impl Image {
         })
     }
 
+    /// Has what is rendered from the image counted there, until the image goes.
+    pub fn counted_in(mut self, ledger: &Arc<AtomicUsize>) -> Self {
+        self.kept.ledger = Some(Arc::clone(ledger));
+        self
+    }
+
     fn build<'a>(cell_of: impl Fn(Column) -> Cell<'a>) -> Self {
         let length = Column::ALL.iter().map(|column| match cell_of(*column) {
             Cell::Text(text) => text.len(),
@@ -74,7 +128,15 @@ impl Image {
             // Postgres limits a row's text to 1 GiB, well inside 32 bits.
             ends[column as usize] = text.len() as u32;
         }
-        Image { text: text.into(), ends, null, unknown, bodies: Mutex::default() }
+        Image {
+            text: text.into(),
+            ends,
+            null,
+            unknown,
+            bodies: Mutex::default(),
+            filled: OnceCell::new(),
+            kept: Kept::default(),
+        }
     }
 
     /// The column's cell; [`Cell::Unchanged`] where it is unknown.
@@ -108,17 +170,23 @@ impl Image {
         size_of::<Image>() + self.text.len()
     }
 
-    /// The body for `key`, rendered by `render` unless another subscriber had it already.
-    pub fn body(&self, key: BodyKey, render: impl FnOnce() -> Bytes) -> Bytes {
+    /// The complete body of this one message, shared with whoever else needs it.
+    pub(super) fn body(&self, key: MessageKey, all: &Bodies) -> Body {
         let mut bodies = self.bodies.lock();
         if let Some((_, body)) = bodies.iter().find(|(cached, _)| *cached == key) {
             return body.clone();
         }
         // Rendered under the lock, so that a thousand subscribers that wake at once render it once.
-        let body = render();
-        if bodies.len() < SHARED_BODIES {
-            bodies.push((key, body.clone()));
+        let mut writer = wire::Writer::new(512 + self.size());
+        writer.push(self, key);
+        let (plain, ends) = writer.complete();
+        let body = all.body(plain, ends);
+        if bodies.len() >= SHARED_BODIES {
+            let (_, oldest) = bodies.remove(0);
+            self.kept.remove(oldest.plain().len());
         }
+        self.kept.add(body.plain().len());
+        bodies.push((key, body.clone()));
         body
     }
 }

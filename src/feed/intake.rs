@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::image::{Image, differing};
 use super::position::Position;
 use super::topic::Topic;
-use super::window::{Batch, Feed, Record, RunState};
+use super::window::{Batch, Before, Feed, Record, RunState};
 use crate::postgres::Lsn;
 use crate::replication::change::{Change, Event, Reset, Tx};
 use crate::runs::columns::{Column, ColumnSet};
@@ -71,7 +71,7 @@ impl Feed {
             return self.advance(end);
         }
         let topics = touched(&batch);
-        self.state.write().append(batch, &self.limits, Instant::now());
+        self.state.write().append(batch, &self.limits, &self.rendered, Instant::now());
         self.head.send_replace(end);
         for topic in topics {
             self.waiters.wake(topic);
@@ -101,13 +101,21 @@ impl Feed {
                 Some(known) => known.clone(),
                 None => state.image(id).cloned(),
             };
-            let id: Arc<str> = id.into();
-            let Some((left, changed, inserted)) = difference(change, before.as_ref()) else {
-                continue;
-            };
+            let id: Arc<str> = state.id(id).unwrap_or_else(|| id.into());
+            let Some(difference) = self.difference(change, before.as_ref()) else { continue };
+            let Difference { left, changed, inserted, before: places } = difference;
             let image = match &left {
                 RunState::Is(image) | RunState::Deleted(image) => image,
             };
+            let is = |column| changed.contains(column) && image.text(column).is_some();
+            let completes = is(Column::CompletedAt);
+            let urgent = completes || is(Column::Error) || matches!(left, RunState::Deleted(_));
+            let mut topics = self.topics_of(|column| image.get(column));
+            if let Before::Elsewhere(before) = &places {
+                topics.extend(before);
+                topics.sort_unstable();
+                topics.dedup();
+            }
             if !single {
                 let known = matches!(left, RunState::Is(_)).then(|| Arc::clone(image));
                 within.insert(Arc::clone(&id), known);
@@ -117,10 +125,13 @@ impl Feed {
                 at: Position { lsn: tx.commit_lsn, index },
                 xid: tx.xid,
                 commit_time: tx.commit_time,
-                topics: self.topics_of(image, before.as_deref()),
+                topics: topics.into(),
                 run: id,
                 changed,
                 inserted,
+                completes,
+                urgent,
+                before: places,
             };
             batch.changes.push((record, left));
         }
@@ -128,32 +139,89 @@ impl Feed {
         batch
     }
 
-    /// Where the change can be found: under all that the run belongs to, or belonged to before.
-    fn topics_of(&self, image: &Image, before: Option<&Image>) -> Box<[Topic]> {
-        let mut topics = Vec::with_capacity(8);
-        for image in before.into_iter().chain([image]) {
-            let Some(environment) = image.text(Column::RuntimeEnvironmentId) else { continue };
-            topics.push(self.topics.environment(environment));
-            if let Some(friendly_id) = image.text(Column::FriendlyId) {
-                topics.push(self.topics.run(environment, friendly_id));
+    /// What the change did to its run. `None` where no client can see a difference.
+    fn difference(&self, change: Change, before: Option<&Arc<Image>>) -> Option<Difference> {
+        match change {
+            Change::RunInserted(new) => {
+                let image = Image::after(&new, None, None).counted_in(&self.rendered);
+                Some(Difference {
+                    left: RunState::Is(Arc::new(image)),
+                    changed: ColumnSet::EXPOSED,
+                    inserted: true,
+                    before: Before::Absent,
+                })
             }
-            if let Some(batch) = image.text(Column::BatchId) {
-                topics.push(self.topics.batch(environment, batch));
+            Change::RunUpdated { new, old } => {
+                let before = before.map(Arc::as_ref);
+                let image = Image::after(&new, old.as_deref(), before).counted_in(&self.rendered);
+                let (changed, before) = match (&old, before) {
+                    (Some(old), _) => self.compare(|column| old.get(column), &image),
+                    (None, Some(before)) => self.compare(|column| before.get(column), &image),
+                    (None, None) => (sent(&new), Before::Unknown),
+                };
+                let visible = !changed.is_empty() || !matches!(before, Before::SamePlaces);
+                let left = RunState::Is(Arc::new(image));
+                visible.then_some(Difference { left, changed, inserted: false, before })
             }
-            let tags = image.text(Column::RunTags).map(elements).unwrap_or_default();
-            topics.extend(tags.iter().map(|tag| self.topics.tag(environment, tag)));
-            if before.is_some_and(|before| same_places(|column| before.get(column), image)) {
-                break;
-            }
+            Change::RunDeleted(_) => Some(Difference {
+                // A run that the window does not know has no topic here: whoever follows it keeps
+                // its last state, as clients do with every deletion.
+                left: RunState::Deleted(Arc::clone(before?)),
+                changed: ColumnSet::EMPTY,
+                inserted: false,
+                before: Before::SamePlaces,
+            }),
+            Change::RunsTruncated | Change::TooLarge | Change::KeysChanged => None,
         }
+    }
+
+    fn compare<'a>(
+        &self,
+        before: impl Fn(Column) -> Cell<'a>,
+        after: &Image,
+    ) -> (ColumnSet, Before) {
+        let changed = differing(&before, after);
+        if same_places(&before, after) {
+            return (changed, Before::SamePlaces);
+        }
+        (changed, Before::Elsewhere(self.topics_of(before).into()))
+    }
+
+    /// What a row is found under, sorted.
+    fn topics_of<'a>(&self, row: impl Fn(Column) -> Cell<'a>) -> Vec<Topic> {
+        let text = |column| match row(column) {
+            Cell::Text(text) => Some(text),
+            Cell::Null | Cell::Unchanged => None,
+        };
+        let Some(environment) = text(Column::RuntimeEnvironmentId) else { return Vec::new() };
+        let mut topics = Vec::with_capacity(8);
+        topics.push(self.topics.environment(environment));
+        if let Some(friendly_id) = text(Column::FriendlyId) {
+            topics.push(self.topics.run(environment, friendly_id));
+        }
+        if let Some(batch) = text(Column::BatchId) {
+            topics.push(self.topics.batch(environment, batch));
+        }
+        let tags = text(Column::RunTags).map(elements).unwrap_or_default();
+        topics.extend(tags.iter().map(|tag| self.topics.tag(environment, tag)));
         topics.sort_unstable();
         topics.dedup();
-        topics.into()
+        topics
     }
 }
 
+/// What a change did to its run.
+struct Difference {
+    left: RunState,
+    /// The exposed columns that it may have changed.
+    changed: ColumnSet,
+    /// The row began with it.
+    inserted: bool,
+    before: Before,
+}
+
 /// Whether a run is found under the same topics as before.
-fn same_places<'a>(before: impl Fn(Column) -> Cell<'a>, image: &Image) -> bool {
+fn same_places<'a>(before: &impl Fn(Column) -> Cell<'a>, image: &Image) -> bool {
     use Column::*;
     [RuntimeEnvironmentId, FriendlyId, BatchId, RunTags].iter().all(|c| before(*c) == image.get(*c))
 }
@@ -164,39 +232,6 @@ fn touched(batch: &Batch) -> Vec<Topic> {
     topics.sort_unstable();
     topics.dedup();
     topics
-}
-
-/// What the change left of its run, which exposed columns it may have changed, and whether the row
-/// began with it. `None` where no client can see a difference.
-fn difference(change: Change, before: Option<&Arc<Image>>) -> Option<(RunState, ColumnSet, bool)> {
-    match change {
-        Change::RunInserted(new) => {
-            let image = Arc::new(Image::after(&new, None, None));
-            Some((RunState::Is(image), ColumnSet::EXPOSED, true))
-        }
-        Change::RunUpdated { new, old } => {
-            let before = before.map(Arc::as_ref);
-            let image = Arc::new(Image::after(&new, old.as_deref(), before));
-            let (changed, moved) = match (&old, before) {
-                (Some(old), _) => {
-                    let moved = !same_places(|column| old.get(column), &image);
-                    (differing(|column| old.get(column), &image), moved)
-                }
-                (None, Some(before)) => {
-                    let moved = !same_places(|column| before.get(column), &image);
-                    (differing(|column| before.get(column), &image), moved)
-                }
-                (None, None) => (sent(&new), true),
-            };
-            (moved || !changed.is_empty()).then_some((RunState::Is(image), changed, false))
-        }
-        Change::RunDeleted(_) => {
-            // A run that the window does not know has no topic here: whoever follows it keeps its
-            // last state, as clients do with every deletion.
-            Some((RunState::Deleted(Arc::clone(before?)), ColumnSet::EMPTY, false))
-        }
-        Change::RunsTruncated | Change::TooLarge | Change::KeysChanged => None,
-    }
 }
 
 /// The exposed columns that an update sent: with the row before unknown, any of them may be new.

@@ -1,20 +1,33 @@
-//! The feed: a window of recent changes, the rule that joins snapshots to it, and the polls that
-//! wait on it. It knows no HTTP and no socket (`docs/ARCHITECTURE.md`).
+//! The feeds: a window of recent changes, the rule that joins snapshots to it, and the polls that
+//! wait on it. They know no HTTP and no socket (`docs/ARCHITECTURE.md`).
 
+mod body;
+mod chunks;
+mod facts;
+mod feeds;
+mod filter;
+mod flights;
 pub mod handle;
 mod image;
 mod intake;
+mod join;
+mod news;
+mod open;
+mod pace;
+mod poll;
 pub mod position;
-mod run;
 mod settlement;
-pub mod snapshot;
 mod topic;
 mod waiters;
 mod window;
 pub mod wire;
 
-pub use run::{Answer, Facts, Outcome, Poll, RunFeeds, RunKey};
-pub use snapshot::Open;
+pub use body::Body;
+pub use facts::Facts;
+pub use feeds::{Answer, FeedSettings, Feeds, Outcome, Unavailable, View};
+pub use filter::{FeedKey, Runs};
+pub use open::Open;
+pub use poll::{Next, Poll, Subscription, Update};
 pub use window::{Feed, Limits};
 
 #[cfg(test)]

@@ -10,23 +10,31 @@ use tokio_util::sync::CancellationToken;
 
 use super::handle::{Handle, Horizon};
 use super::position::Position;
-use super::run::digest;
 use super::window::Limits;
-use super::{Answer, Feed, Outcome, Poll, RunFeeds, RunKey};
+use super::{Answer, Feed, FeedKey, FeedSettings, Feeds, Outcome, Poll, View};
 use crate::postgres::Lsn;
 use crate::replication::change::{Change, Event, Reset};
 use crate::runs::columns::ColumnSet;
+use crate::runs::reader::{Reader, ReaderLimits};
 use crate::runs::store::RunStore;
 
-fn feeds() -> (Arc<Feed>, Arc<RunFeeds>) {
-    let feed = Feed::new(Limits { age: Duration::from_secs(120), bytes: 1 << 20 });
+fn feeds() -> (Arc<Feed>, Arc<Feeds>) {
+    let feed = Feed::new(Limits { age: Duration::from_secs(120), bytes: 1 << 20, bodies: 1 << 20 });
     reset(&feed, 1, 10);
     // Nobody listens there, and nobody asks.
     let pool = PgPoolOptions::new().connect_lazy("postgresql://127.0.0.1:1/none").unwrap();
     let caught_up = Arc::new(AtomicBool::new(true));
-    let runs =
-        RunFeeds::new(feed.clone(), RunStore::new(pool), caught_up, CancellationToken::new());
-    (feed, Arc::new(runs))
+    let settings = FeedSettings {
+        completion_fold: Duration::from_millis(100),
+        created_max: Duration::from_secs(86_400),
+        list_max: 10,
+        list_bytes: 1 << 20,
+        chunk_bytes: 1 << 20,
+    };
+    let reader = Reader::new(RunStore::new(pool), ReaderLimits::default());
+    let drain = CancellationToken::new();
+    let feeds = Feeds::new(feed.clone(), reader, caught_up, drain, settings);
+    (feed, Arc::new(feeds))
 }
 
 fn reset(feed: &Feed, epoch: u64, floor: u64) {
@@ -35,27 +43,21 @@ fn reset(feed: &Feed, epoch: u64, floor: u64) {
 }
 
 fn poll(horizon: Option<Horizon>, hold: Duration) -> Poll {
-    let run = RunKey { environment: "env_1".into(), friendly_id: "run_1".into() };
-    let columns = ColumnSet::EXPOSED;
-    let mut handle = Handle::issue(1, digest(&run, columns), Lsn(50));
+    let feed = FeedKey::run("env_1".into(), "run_1".into());
+    let view = View { feed, columns: ColumnSet::EXPOSED, old_statuses: false };
+    let mut handle = Handle::issue(1, view.feed.digest(view.columns), Lsn(50));
     handle.horizon = horizon;
     Poll {
-        run,
-        columns,
-        old_statuses: false,
+        view,
         handle: handle.encode(),
         after: Position::before(Lsn(50)),
         hold_until: Some(Instant::now() + hold),
+        throttle: Duration::ZERO,
     }
 }
 
 /// Holds a poll, lets something happen, and gives what the poll is answered with.
-async fn held(
-    feed: &Feed,
-    runs: Arc<RunFeeds>,
-    poll: Poll,
-    happens: impl FnOnce(&Feed),
-) -> Outcome {
+async fn held(feed: &Feed, runs: Arc<Feeds>, poll: Poll, happens: impl FnOnce(&Feed)) -> Outcome {
     feed.apply(Event::Progress(Lsn(50)));
     let held = tokio::spawn(async move { runs.poll(poll).await });
     while feed.waiters.len() == 0 {

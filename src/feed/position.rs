@@ -21,6 +21,17 @@ impl Position {
     pub fn before(lsn: Lsn) -> Self {
         Position { lsn, index: 0 }
     }
+
+    /// The place behind the first `index` chunks of a long answer, which is none in the log: all of
+    /// them lie before whatever commits.
+    pub fn part(index: u32) -> Self {
+        Position { lsn: Lsn(0), index }
+    }
+
+    /// Whether this is a place in a long answer.
+    pub fn is_part(self) -> bool {
+        self.lsn == Lsn(0) && self.index > 0
+    }
 }
 
 impl fmt::Display for Position {

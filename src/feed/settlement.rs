@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::position::Position;
 use super::topic::Topic;
 use crate::postgres::{Lsn, Snapshot};
 
@@ -119,6 +120,16 @@ impl Settlement {
         let open = self.open.front().map(|open| open.commit_lsn);
         let forgotten = self.forgotten.iter().map(|forgotten| forgotten.open.commit_lsn).min();
         open.into_iter().chain(forgotten).fold(head, Lsn::min)
+    }
+
+    /// Every delivered transaction that ends up to here is shown by `snapshot`. A bound that may be
+    /// low: it spares looking at changes that a query shows anyway.
+    pub fn shown_up_to(&self, snapshot: &Snapshot, head: Lsn) -> Position {
+        let newer = self.latest.as_ref().is_some_and(|latest| snapshot.includes(latest));
+        if !newer || self.crowd.is_some() {
+            return Position::default();
+        }
+        Position::before(self.open.front().map_or(head, |open| open.commit_lsn))
     }
 
     /// Whether rows that were read with `snapshot` lack nothing that the window no longer holds.

@@ -7,18 +7,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::filter::{FeedKey, Filter};
 use super::handle::Horizon;
+use super::image::Operation;
+use super::news::RunNews;
 use super::position::Position;
-use super::window::{Feed, Limits, News, RunTopic};
+use super::window::{Feed, Limits};
 use crate::postgres::{Lsn, Snapshot};
 use crate::replication::change::{Change, Event, Reset, Tx};
 use crate::runs::columns::{Column, ColumnSet};
+use crate::runs::created::Floor;
 use crate::runs::tuple::Tuple;
 
 const ENVIRONMENT: &str = "env_1";
 
 fn feed(bytes: usize) -> Arc<Feed> {
-    let feed = Feed::new(Limits { age: Duration::from_secs(120), bytes });
+    let feed = Feed::new(Limits { age: Duration::from_secs(120), bytes, bodies: 1 << 20 });
     feed.apply(Event::Reset(Reset { epoch: 1, floor: Lsn(10), server: Lsn(10), past: None }));
     feed
 }
@@ -61,17 +65,15 @@ fn update(run: usize, metadata: Option<&str>) -> Change {
     Change::RunUpdated { new: row(run, metadata), old: None }
 }
 
-fn topic(feed: &Feed, run: usize) -> RunTopic {
-    let friendly_id = format!("run_{run}");
-    RunTopic {
-        topic: feed.topics.run(ENVIRONMENT, &friendly_id),
-        environment: ENVIRONMENT.into(),
-        friendly_id: friendly_id.into(),
-    }
+fn filter(feed: &Feed, run: usize) -> Filter {
+    let key = FeedKey::run(ENVIRONMENT.into(), format!("run_{run}").into());
+    Filter::new(&key, Floor::default(), &feed.topics)
 }
 
-fn news(feed: &Feed, run: usize, after: Position, horizon: Option<&Horizon>) -> Option<News> {
-    feed.state.read().news(&topic(feed, run), after, horizon)
+fn news(feed: &Feed, run: usize, after: Position, horizon: Option<&Horizon>) -> Option<RunNews> {
+    let news = feed.state.read().news(&filter(feed, run), after, horizon, |_| true);
+    assert!(news.runs.len() <= 1);
+    news.runs.into_iter().next()
 }
 
 fn only(column: Column) -> ColumnSet {
@@ -86,7 +88,7 @@ fn a_reader_is_told_of_the_columns_that_changed_after_its_offset() {
     feed.apply(tx(5, 100, vec![Change::RunInserted(row(1, Some("v1")))]));
     feed.apply(tx(6, 200, vec![update(1, Some("v2"))]));
     let all = news(&feed, 1, Position::default(), None).unwrap();
-    assert!(all.inserted && all.changed == ColumnSet::EXPOSED);
+    assert!(all.operation == Operation::Insert && all.changed == ColumnSet::EXPOSED);
     let later = news(&feed, 1, Position::before(Lsn(108)), None).unwrap();
     assert_eq!(later.changed, only(Column::Metadata));
     assert_eq!(later.image.text(Column::Metadata), Some("v2"));
@@ -147,7 +149,7 @@ fn a_truncation_and_a_transaction_too_large_to_carry_raise_the_floor() {
         feed.apply(tx(6, 200, vec![change]));
         let state = feed.state.read();
         assert_eq!((state.floor, state.head), (Lsn(208), Lsn(208)));
-        assert!(!state.settlement.admits(&"6:9:6".parse().unwrap(), topic(&feed, 9).topic));
+        assert!(!state.settlement.admits(&"6:9:6".parse().unwrap(), filter(&feed, 9).topics[0]));
     }
 }
 
@@ -233,7 +235,7 @@ proptest! {
                     } else if let Some(found) = found {
                         // Where the row before was forgotten, equal values may be sent again.
                         prop_assert!(history.iter().any(|(at, xid, r, ..)| *r == run && *at > after && !hidden(*xid, *at)));
-                        prop_assert!(!found.inserted);
+                        prop_assert!(found.operation == Operation::Update);
                     }
                 }
             }

@@ -2,19 +2,21 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::handle::Horizon;
+use super::body::Bodies;
+use super::filter::Filter;
 use super::image::Image;
 use super::position::Position;
 use super::settlement::Settlement;
 use super::topic::{Topic, Topics};
 use super::waiters::Waiters;
 use crate::postgres::{Lsn, Snapshot};
-use crate::runs::columns::{Column, ColumnSet};
+use crate::runs::columns::ColumnSet;
 
 /// What bounds the window. Whichever is reached first evicts the oldest transactions, and raises
 /// the floor: clients that stand below it are told to start again.
@@ -24,6 +26,9 @@ pub struct Limits {
     pub age: Duration,
     /// How much memory the changes and their runs' last states may take, in bytes.
     pub bytes: usize,
+    /// How much memory bodies may take, kept for sharing or on their way, in bytes. Beyond it no new
+    /// one is made: requests that need one are told to come again.
+    pub bodies: usize,
 }
 
 /// The recent changes and those who wait for the next. One writer, many readers.
@@ -34,6 +39,9 @@ pub struct Feed {
     pub(super) head: watch::Sender<Lsn>,
     pub(super) topics: Topics,
     pub(super) limits: Limits,
+    /// Memory that bodies take which hang on the window's runs, in bytes.
+    pub(super) rendered: Arc<AtomicUsize>,
+    pub(super) bodies: Arc<Bodies>,
 }
 
 /// One version of what the window holds. Everything read under one lock belongs together.
@@ -73,7 +81,27 @@ pub(super) struct Record {
     pub changed: ColumnSet,
     /// The row began here.
     pub inserted: bool,
+    /// The run's first completion.
+    pub completes: bool,
+    /// A completion or an error, which nothing may hold back.
+    pub urgent: bool,
+    /// Where the run was found before.
+    pub before: Before,
+    /// Those that it is found under, and those that it was found under before.
     pub topics: Box<[Topic]>,
+}
+
+/// Where a run was found before a change.
+#[derive(Debug)]
+pub(super) enum Before {
+    /// There was no such row.
+    Absent,
+    /// The row before is not known.
+    Unknown,
+    /// Where it is found after it.
+    SamePlaces,
+    /// Under these topics.
+    Elsewhere(Box<[Topic]>),
 }
 
 #[derive(Debug)]
@@ -90,19 +118,6 @@ struct Run {
     deleted: bool,
     /// How many of the window's changes are of this run.
     changes: usize,
-}
-
-/// What is new for one run.
-#[derive(Debug)]
-pub(super) struct News {
-    pub image: Arc<Image>,
-    /// The exposed columns that may differ from what the client has.
-    pub changed: ColumnSet,
-    pub deleted: bool,
-    /// The row began anew, so that the client's copy is of another.
-    pub inserted: bool,
-    /// When the newest of the changes committed, in microseconds since 1970.
-    pub commit_time: i64,
 }
 
 /// A transaction ready to be taken in.
@@ -129,6 +144,8 @@ impl Feed {
             waiters: Arc::default(),
             head: watch::Sender::new(Lsn(0)),
             topics: Topics::default(),
+            rendered: Arc::default(),
+            bodies: Arc::new(Bodies::new(limits.bodies)),
             limits,
         })
     }
@@ -138,14 +155,24 @@ impl Feed {
         *self.head.borrow()
     }
 
+    /// The topic under which the fewest of the changes lie that may concern a feed: one wait there
+    /// is woken for as little else as possible.
+    pub(super) fn quietest(&self, filter: &Filter) -> Topic {
+        let state = self.state.read();
+        let changes = |topic: &&Topic| state.postings.get(topic).map_or(0, VecDeque::len);
+        *filter.topics.iter().min_by_key(changes).unwrap_or(&filter.topics[0])
+    }
+
     /// Takes note of a finished query, and forgets what has grown too old. To be called about once
     /// a second. Returns below which commit LSN all transactions have been shown by a query, so
     /// that the slot may forget them.
     pub fn settle(&self, snapshot: Snapshot) -> Lsn {
         let mut state = self.state.write();
         state.settlement.settle(snapshot);
-        state.evict(&self.limits, Instant::now());
-        metrics::gauge!(crate::telemetry::WINDOW_BYTES).set(state.bytes as f64);
+        state.evict(&self.limits, &self.rendered, Instant::now());
+        let bytes = state.bytes + self.rendered.load(Ordering::Relaxed);
+        metrics::gauge!(crate::telemetry::WINDOW_BYTES).set(bytes as f64);
+        metrics::gauge!(crate::telemetry::BODY_BYTES).set(self.bodies.alive() as f64);
         metrics::gauge!(crate::telemetry::WINDOW_CHANGES).set(state.changes.len() as f64);
         metrics::gauge!(crate::telemetry::WAITED_TOPICS).set(self.waiters.len() as f64);
         state.settlement.settled_below(state.head)
@@ -177,7 +204,7 @@ impl Window {
     }
 
     /// Takes in a transaction whole, and moves the head past it.
-    pub fn append(&mut self, batch: Batch, limits: &Limits, now: Instant) {
+    pub fn append(&mut self, batch: Batch, limits: &Limits, rendered: &AtomicUsize, now: Instant) {
         self.transactions.push_back(Transaction {
             commit_lsn: batch.commit_lsn,
             end_lsn: batch.end_lsn,
@@ -195,7 +222,7 @@ impl Window {
             self.changes.push_back(record);
         }
         self.head = self.head.max(batch.end_lsn);
-        self.evict(limits, now);
+        self.evict(limits, rendered, now);
     }
 
     fn keep_run(&mut self, id: &Arc<str>, state: RunState) {
@@ -213,10 +240,13 @@ impl Window {
         }
     }
 
-    pub fn evict(&mut self, limits: &Limits, now: Instant) {
+    /// `rendered` is what the bodies take that hang on the window's runs. They may be in use for
+    /// longer than their run is held, and so they never cost more than half of the window.
+    pub fn evict(&mut self, limits: &Limits, rendered: &AtomicUsize, now: Instant) {
         while let Some(oldest) = self.transactions.front() {
             let expired = now.saturating_duration_since(oldest.arrived) > limits.age;
-            if self.bytes <= limits.bytes && !expired {
+            let rendered = rendered.load(Ordering::Relaxed).min(limits.bytes / 2);
+            if self.bytes + rendered <= limits.bytes && !expired {
                 break;
             }
             self.evict_oldest();
@@ -258,44 +288,43 @@ impl Window {
         }
     }
 
+    /// The id as it is kept here.
+    pub fn id(&self, id: &str) -> Option<Arc<str>> {
+        self.runs.get_key_value(id).map(|(id, _)| Arc::clone(id))
+    }
+
     /// The last state of the run of this internal id, unless it was deleted.
     pub fn image(&self, id: &str) -> Option<&Arc<Image>> {
         self.runs.get(id).filter(|run| !run.deleted).map(|run| &run.image)
     }
 
-    /// The last state of a run by its topic and friendly id, and whether it was deleted since.
-    pub fn last_state(&self, run: &RunTopic) -> Option<(&Arc<Image>, bool)> {
-        let newest = self.postings.get(&run.topic)?.back()?;
-        let found = self.runs.get(&self.record(*newest).run)?;
-        run.is_of(&found.image).then_some((&found.image, found.deleted))
+    /// The last state of the run of this internal id, and whether it was deleted since.
+    pub fn state(&self, id: &str) -> Option<(&Arc<Image>, bool)> {
+        self.runs.get(id).map(|run| (&run.image, run.deleted))
     }
 
-    /// What happened to a run after a position, but for what the horizon shows. The cost is that of
-    /// a binary search in the run's own changes.
-    pub fn news(&self, run: &RunTopic, after: Position, horizon: Option<&Horizon>) -> Option<News> {
-        let posting = self.postings.get(&run.topic)?;
-        let start = posting.partition_point(|number| self.record(*number).at <= after);
-        let mut changed = ColumnSet::EMPTY;
-        let mut inserted = false;
-        let mut newest = None;
-        for number in posting.range(start..) {
-            let record = self.record(*number);
-            if horizon.is_some_and(|horizon| horizon.shows(record.xid, record.at.lsn)) {
-                continue;
+    /// The last state of the one run that a feed is of, and whether it was deleted since.
+    pub fn last_state(&self, run: &Filter) -> Option<(&Arc<Image>, bool)> {
+        let newest = self.rarest(&run.topics)?.back()?;
+        let found = self.state(&self.record(*newest).run)?;
+        run.matches(found.0).then_some(found)
+    }
+
+    /// The newest change that is found under these topics.
+    pub fn newest(&self, topics: &[Topic]) -> Option<&Record> {
+        self.rarest(topics)?.back().map(|number| self.record(*number))
+    }
+
+    /// Where the changes lie that are found under all of these: in the shortest of their lists.
+    pub fn rarest(&self, topics: &[Topic]) -> Option<&VecDeque<u64>> {
+        let mut rarest: Option<&VecDeque<u64>> = None;
+        for topic in topics {
+            let posting = self.postings.get(topic)?;
+            if rarest.is_none_or(|rarest| posting.len() < rarest.len()) {
+                rarest = Some(posting);
             }
-            changed = changed.union(record.changed);
-            inserted |= record.inserted;
-            newest = Some(record);
         }
-        let newest = newest?;
-        let found = self.runs.get(&newest.run)?;
-        run.is_of(&found.image).then(|| News {
-            image: Arc::clone(&found.image),
-            changed,
-            deleted: found.deleted,
-            inserted,
-            commit_time: newest.commit_time,
-        })
+        rarest
     }
 
     #[cfg(test)]
@@ -304,7 +333,7 @@ impl Window {
         nothing && self.postings.is_empty() && self.runs.is_empty() && self.bytes == 0
     }
 
-    fn record(&self, number: u64) -> &Record {
+    pub fn record(&self, number: u64) -> &Record {
         &self.changes[(number - self.first) as usize]
     }
 }
@@ -312,22 +341,6 @@ impl Window {
 impl Record {
     fn size(&self) -> usize {
         // The id is counted with each record: it is shared, but small.
-        size_of::<Record>() + 2 * size_of_val(&*self.topics) + self.run.len()
-    }
-}
-
-/// A run as the window finds it.
-#[derive(Clone, Debug)]
-pub(super) struct RunTopic {
-    pub topic: Topic,
-    pub environment: Arc<str>,
-    pub friendly_id: Arc<str>,
-}
-
-impl RunTopic {
-    /// Topics are numbers that may collide, so the row itself decides.
-    fn is_of(&self, image: &Image) -> bool {
-        image.text(Column::FriendlyId) == Some(&self.friendly_id)
-            && image.text(Column::RuntimeEnvironmentId) == Some(&self.environment)
+        size_of::<Record>() + 3 * size_of_val(&*self.topics) + self.run.len()
     }
 }

@@ -4,62 +4,102 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 
-use super::image::{BodyKey, Image};
+use super::image::{Image, MessageKey, Operation};
 use crate::runs::columns::{Column, ColumnSet, Kind};
 use crate::runs::text::normalize;
 use crate::runs::tuple::Cell;
 
-/// The body that says that nothing is new.
-pub const UP_TO_DATE: &str = r#"[{"headers":{"control":"up-to-date"}}]"#;
+/// The message that ends a body which brings its client up to date.
+const CONTROL: &[u8] = br#"{"headers":{"control":"up-to-date"}}"#;
 /// The body of a 409: start again.
 pub const MUST_REFETCH: &str = r#"[{"headers":{"control":"must-refetch"}}]"#;
 
-/// A body of one row message and the up-to-date control, shared by all who need the same.
-///
-/// An `insert` holds the columns of `key`; an `update` holds those and the id. Columns that the
-/// image does not know are left out, never sent as null.
-pub fn row_body(image: &Image, key: BodyKey) -> Bytes {
-    image.body(key, || {
-        let operation = if key.insert { "insert" } else { "update" };
-        let mut columns = key.columns;
+/// Writes a body, message by message.
+#[derive(Debug)]
+pub(super) struct Writer {
+    out: Vec<u8>,
+    ends: Vec<u32>,
+}
+
+impl Writer {
+    /// With room for so many bytes of messages.
+    pub fn new(room: usize) -> Self {
+        let mut out = Vec::with_capacity(room + CONTROL.len() + 3);
+        out.push(b'[');
+        Writer { out, ends: Vec::new() }
+    }
+
+    /// How long the body is so far.
+    pub fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// A message of a run. Columns that the image does not know are left out, never sent as null.
+    pub fn push(&mut self, image: &Image, key: MessageKey) {
+        self.separate();
+        let out = &mut self.out;
+        let (operation, mut columns) = match key.operation {
+            Operation::Insert => ("insert", key.columns),
+            Operation::Update => ("update", key.columns),
+            Operation::Delete => ("delete", ColumnSet::EMPTY),
+        };
         columns.insert(Column::Id);
-        render(image, columns, key.old_statuses, operation)
-    })
-}
-
-/// A body that says that the row is gone.
-pub fn deleted_body(image: &Image) -> Bytes {
-    let mut id = ColumnSet::EMPTY;
-    id.insert(Column::Id);
-    render(image, id, false, "delete")
-}
-
-fn render(image: &Image, columns: ColumnSet, old_statuses: bool, operation: &str) -> Bytes {
-    let mut out = Vec::with_capacity(512 + image.size());
-    out.extend_from_slice(br#"[{"key":"#);
-    let key = format!("\"public\".\"TaskRun\"/\"{}\"", image.text(Column::Id).unwrap_or_default());
-    push_json_str(&mut out, &key);
-    out.extend_from_slice(br#","value":{"#);
-    let mut first = true;
-    for column in columns.iter() {
-        let cell = image.get(column);
-        if cell == Cell::Unchanged {
-            continue;
+        let id = image.text(Column::Id).unwrap_or_default();
+        out.extend_from_slice(br#"{"key":"#);
+        push_json_str(out, &format!("\"public\".\"TaskRun\"/\"{id}\""));
+        out.extend_from_slice(br#","value":{"#);
+        let mut first = true;
+        for column in columns.iter() {
+            let cell = image.get(column);
+            if cell == Cell::Unchanged {
+                continue;
+            }
+            if !std::mem::take(&mut first) {
+                out.push(b',');
+            }
+            push_json_str(out, column.name());
+            out.push(b':');
+            match cell {
+                Cell::Text(text) => push_json_str(out, &value(column, text, key.old_statuses)),
+                Cell::Null | Cell::Unchanged => out.extend_from_slice(b"null"),
+            }
         }
-        if !std::mem::take(&mut first) {
-            out.push(b',');
-        }
-        push_json_str(&mut out, column.name());
-        out.push(b':');
-        match cell {
-            Cell::Text(text) => push_json_str(&mut out, &value(column, text, old_statuses)),
-            Cell::Null | Cell::Unchanged => out.extend_from_slice(b"null"),
+        out.extend_from_slice(br#"},"headers":{"operation":""#);
+        out.extend_from_slice(operation.as_bytes());
+        out.extend_from_slice(br#""}}"#);
+        self.end();
+    }
+
+    /// A message that was rendered before.
+    pub fn push_rendered(&mut self, message: &[u8]) {
+        self.separate();
+        self.out.extend_from_slice(message);
+        self.end();
+    }
+
+    fn separate(&mut self) {
+        if !self.ends.is_empty() {
+            self.out.push(b',');
         }
     }
-    out.extend_from_slice(br#"},"headers":{"operation":""#);
-    out.extend_from_slice(operation.as_bytes());
-    out.extend_from_slice(br#""}},{"headers":{"control":"up-to-date"}}]"#);
-    Bytes::from(out)
+
+    fn end(&mut self) {
+        // A body is held far below 4 GiB by the limits on what is rendered into one.
+        self.ends.push(u32::try_from(self.out.len()).unwrap_or(u32::MAX));
+    }
+
+    /// Ends a body that brings its client up to date. Gives where its messages end as well.
+    pub fn complete(mut self) -> (Bytes, Box<[u32]>) {
+        self.separate();
+        self.out.extend_from_slice(CONTROL);
+        self.unfinished()
+    }
+
+    /// Ends a body that another continues.
+    pub fn unfinished(mut self) -> (Bytes, Box<[u32]>) {
+        self.out.push(b']');
+        (Bytes::from(self.out), self.ends.into())
+    }
 }
 
 fn value(column: Column, text: &str, old_statuses: bool) -> std::borrow::Cow<'_, str> {
@@ -117,6 +157,12 @@ mod tests {
         Image::of_row(&tuple)
     }
 
+    fn body(messages: &[(&Image, MessageKey)]) -> Bytes {
+        let mut writer = Writer::new(0);
+        messages.iter().for_each(|(image, key)| writer.push(image, *key));
+        writer.complete().0
+    }
+
     #[test]
     fn an_insert_holds_every_column_and_an_update_the_changed_ones_and_the_id() {
         let run = image(&[
@@ -126,19 +172,38 @@ mod tests {
         ]);
         let mut columns = ColumnSet::EMPTY;
         columns.insert(Column::Status);
-        let key = BodyKey { columns, insert: false, old_statuses: false };
+        let key = MessageKey { columns, operation: Operation::Update, old_statuses: false };
         assert_eq!(
-            row_body(&run, key),
+            body(&[(&run, key)]),
             r#"[{"key":"\"public\".\"TaskRun\"/\"cm9k3\"","value":{"id":"cm9k3","status":"DEQUEUED"},"headers":{"operation":"update"}},{"headers":{"control":"up-to-date"}}]"#
         );
-        let old = BodyKey { old_statuses: true, ..key };
-        assert!(row_body(&run, old).ends_with(
+        let old = MessageKey { old_statuses: true, ..key };
+        assert!(body(&[(&run, old)]).ends_with(
             br#""status":"EXECUTING"},"headers":{"operation":"update"}},{"headers":{"control":"up-to-date"}}]"#
         ));
-        let full = BodyKey { columns: ColumnSet::EXPOSED, insert: true, old_statuses: false };
-        let body = String::from_utf8(row_body(&run, full).to_vec()).unwrap();
-        assert!(body.contains(r#""isTest":"f""#) && body.contains(r#""metadata":null"#), "{body}");
-        assert!(!body.contains(r#""output""#), "an unknown column is left out: {body}");
+        let full = MessageKey {
+            columns: ColumnSet::EXPOSED,
+            operation: Operation::Insert,
+            old_statuses: false,
+        };
+        let text = String::from_utf8(body(&[(&run, full)]).to_vec()).unwrap();
+        assert!(text.contains(r#""isTest":"f""#) && text.contains(r#""metadata":null"#), "{text}");
+        assert!(!text.contains(r#""output""#), "an unknown column is left out: {text}");
+    }
+
+    #[test]
+    fn a_deletion_holds_the_id_alone_and_a_body_may_end_without_the_control() {
+        let run = image(&[(Column::Id, "cm9k3"), (Column::Status, "DEQUEUED")]);
+        let columns = ColumnSet::EXPOSED;
+        let key = MessageKey { columns, operation: Operation::Delete, old_statuses: false };
+        let mut writer = Writer::new(0);
+        writer.push(&run, key);
+        writer.push(&run, key);
+        let (text, ends) = writer.unfinished();
+        let message = r#"{"key":"\"public\".\"TaskRun\"/\"cm9k3\"","value":{"id":"cm9k3"},"headers":{"operation":"delete"}}"#;
+        assert_eq!(text, format!("[{message},{message}]"));
+        assert_eq!(*ends, [message.len() as u32 + 1, 2 * message.len() as u32 + 2]);
+        assert_eq!(body(&[]), r#"[{"headers":{"control":"up-to-date"}}]"#);
     }
 
     #[test]

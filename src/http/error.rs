@@ -16,6 +16,8 @@ pub enum HttpError {
         /// Whether asking again may help.
         retry: bool,
     },
+    /// A tag that no run can be asked for by.
+    InvalidTag(String),
     /// No route has this path.
     NoRoute,
     /// The scopes do not cover the resource.
@@ -43,6 +45,7 @@ impl HttpError {
             HttpError::Refused(refusal) => {
                 (StatusCode::UNAUTHORIZED, error_body(refusal.message()))
             }
+            HttpError::InvalidTag(tag) => (StatusCode::BAD_REQUEST, invalid_tag(tag)),
             HttpError::NotFound { .. } | HttpError::NoRoute => {
                 (StatusCode::NOT_FOUND, error_body("Not found"))
             }
@@ -64,6 +67,15 @@ impl HttpError {
 }
 
 const FORBIDDEN: &str = r#"{"error":"Unauthorized","code":"unauthorized","param":"access_token","type":"authorization"}"#;
+
+fn invalid_tag(tag: &str) -> String {
+    let message = format!("Invalid tag: {}", serde_json::json!(tag));
+    // Written out, since the order of members is upstream's.
+    let message = serde_json::json!(message);
+    format!(
+        r#"{{"error":"Query Error","details":[{{"code":"custom","message":{message},"path":["tags"]}}]}}"#
+    )
+}
 
 fn error_body(message: &str) -> String {
     serde_json::json!({ "error": message }).to_string()

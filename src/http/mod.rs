@@ -1,12 +1,16 @@
 //! HTTP: one file per resource. It turns requests into questions to the feed and outcomes into answers.
 
+mod batches;
 mod cors;
 mod error;
 pub mod listen;
 pub mod ops;
 mod runs;
 mod shape;
+mod sse;
+mod subscribe;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +20,10 @@ use axum::extract::Request;
 use axum::http::header::{HeaderValue, LOCATION};
 use axum::http::{Response, StatusCode};
 use axum::routing::get;
+use tokio_util::sync::CancellationToken;
 
 use crate::auth::Door;
-use crate::feed::RunFeeds;
+use crate::feed::Feeds;
 use crate::telemetry::FeedMetrics;
 
 /// What the routes work with.
@@ -26,18 +31,59 @@ use crate::telemetry::FeedMetrics;
 pub struct App {
     /// Who may come in.
     pub door: Door,
-    /// The feeds of single runs.
-    pub runs: RunFeeds,
+    /// The feeds.
+    pub feeds: Feeds,
     /// For how long a poll is held when nothing is new, before it is spread by ±15 %.
     pub hold: Duration,
-    /// What the run feed counts.
-    pub metrics: FeedMetrics,
+    /// How far back a list may reach.
+    pub created_max: Duration,
+    /// How often a feed may answer, where neither token nor request say.
+    pub throttle: Throttle,
+    /// Ends everything that is held.
+    pub drain: CancellationToken,
+    /// What the feeds count.
+    pub metrics: Metrics,
+}
+
+/// What each kind of feed counts.
+#[derive(Debug)]
+pub struct Metrics {
+    /// The feeds of single runs.
+    pub run: FeedMetrics,
+    /// Lists.
+    pub list: FeedMetrics,
+    /// Batches.
+    pub batch: FeedMetrics,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let of = FeedMetrics::of;
+        Metrics { run: of("run"), list: of("list"), batch: of("batch") }
+    }
+}
+
+/// The shortest time between two answers that something changed, by environment.
+#[derive(Clone, Debug, Default)]
+pub struct Throttle {
+    /// Where nothing else is set.
+    pub default: Duration,
+    /// By the environment's id.
+    pub environments: HashMap<String, Duration>,
+}
+
+impl Throttle {
+    fn of(&self, environment: &str) -> Duration {
+        self.environments.get(environment).copied().unwrap_or(self.default)
+    }
 }
 
 /// The routes of the public address.
 pub fn public(app: Arc<App>, ops: ops::Ops) -> Router {
     Router::new()
         .route("/realtime/v1/runs/{run_id}", get(runs::run).options(preflight))
+        .route("/realtime/v1/runs", get(runs::list).options(preflight))
+        .route("/realtime/v1/batches/{batch_id}", get(batches::batch).options(preflight))
         .with_state(app)
         .merge(ops::health(ops))
         .fallback(elsewhere)

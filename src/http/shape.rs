@@ -5,13 +5,15 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, VARY,
+};
 use axum::http::{Response, StatusCode};
 use bytes::Bytes;
 
 use super::cors;
-use crate::feed::Answer;
-use crate::feed::wire;
+use crate::feed::position::Position;
+use crate::feed::{Answer, wire};
 use crate::runs::columns::ColumnSet;
 
 /// The protocol's parameters of one request. Of a repeated one the first counts; unknown ones,
@@ -24,8 +26,18 @@ pub struct ShapeQuery<'a> {
     pub offset: Option<Cow<'a, str>>,
     /// `live=true`.
     pub live: bool,
+    /// `live_sse=true`, or its older name.
+    pub sse: bool,
+    /// The client was told at some time that a handle of this feed had expired.
+    pub returns: bool,
     /// `skipColumns`, as sent.
     pub skip_columns: Option<Cow<'a, str>>,
+    /// `throttleMs`, as sent.
+    pub throttle: Option<Cow<'a, str>>,
+    /// `tags`, as sent. Of repeated ones the last counts.
+    pub tags: Option<Cow<'a, str>>,
+    /// `createdAt`, as sent. Of repeated ones the last counts.
+    pub created_at: Option<Cow<'a, str>>,
 }
 
 impl<'a> ShapeQuery<'a> {
@@ -40,6 +52,11 @@ impl<'a> ShapeQuery<'a> {
                 "shape_id" => shape_id = shape_id.or(Some(value)),
                 "offset" => found.offset = found.offset.or(Some(value)),
                 "live" => live = live.or(Some(value == "true")),
+                "live_sse" | "experimental_live_sse" => found.sse |= value == "true",
+                "expired_handle" => found.returns = true,
+                "throttleMs" => found.throttle = found.throttle.or(Some(value)),
+                "tags" => found.tags = Some(value),
+                "createdAt" => found.created_at = Some(value),
                 "skipColumns" => found.skip_columns = found.skip_columns.or(Some(value)),
                 _ => {}
             }
@@ -59,24 +76,56 @@ pub struct ShapeRequest {
     pub columns: ColumnSet,
 }
 
-/// An answer with rows, or with the news that nothing is new.
-pub fn answer(request: ShapeRequest, answer: Answer) -> Response<Body> {
-    let mut response = Response::new(Body::from(answer.body));
+/// An answer with rows, or with the news that nothing is new; compressed, if `gzip` is given.
+pub fn answer(request: ShapeRequest, answer: Answer, gzip: Option<Bytes>) -> Response<Body> {
+    let compressed = gzip.is_some();
+    let mut response = Response::new(Body::from(gzip.unwrap_or_else(|| answer.body.plain())));
     let headers = response.headers_mut();
     headers.clone_from(&FEED_HEADERS);
+    if compressed {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+    }
+    if !answer.complete {
+        UP_TO_DATE.iter().for_each(|name| drop(headers.remove(name)));
+    }
+    if answer.truncated {
+        headers.insert(&TRUNCATED, HeaderValue::from_static("true"));
+    }
+    place(headers, request, answer.handle, answer.offset);
+    response
+}
+
+/// An answer of events that goes on behind the client's offset.
+pub fn events(
+    request: ShapeRequest,
+    handle: String,
+    offset: Position,
+    events: Body,
+) -> Response<Body> {
+    let mut response = Response::new(events);
+    let headers = response.headers_mut();
+    feed_headers(headers);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    // Proxies of nginx' kind would collect events otherwise.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    place(headers, request, handle, offset);
+    response
+}
+
+fn place(headers: &mut HeaderMap, request: ShapeRequest, handle: String, offset: Position) {
     // Neither a handle nor a number can hold what a header must not.
-    if let Ok(handle) = HeaderValue::from_maybe_shared(Bytes::from(answer.handle)) {
+    if let Ok(handle) = HeaderValue::from_maybe_shared(Bytes::from(handle)) {
         put(headers, &HANDLE, handle);
     }
-    if let Ok(offset) = HeaderValue::try_from(answer.offset.to_string()) {
+    if let Ok(offset) = HeaderValue::try_from(offset.to_string()) {
         put(headers, &OFFSET, offset);
     }
     if request.live {
-        put(headers, &CURSOR, HeaderValue::from(answer.offset.lsn.0));
+        put(headers, &CURSOR, HeaderValue::from(offset.lsn.0));
     } else {
         put(headers, &SCHEMA, schema(request.columns));
     }
-    response
 }
 
 /// Tells the client to drop what it has and start again under a new handle.
@@ -108,6 +157,9 @@ static OFFSET: Names<3> = [
 static SCHEMA: Names<2> = [name("electric-schema"), name("x-electric-schema")];
 static CURSOR: Names<2> = [name("electric-cursor"), name("electric-next-cursor")];
 static UP_TO_DATE: Names<2> = [name("electric-up-to-date"), name("electric-chunk-up-to-date")];
+
+/// Says that a list was longer than an answer may be.
+static TRUNCATED: HeaderName = name("x-runwire-truncated");
 
 /// What is the same in every complete answer, with room for the rest.
 static FEED_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {

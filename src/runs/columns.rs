@@ -109,6 +109,9 @@ impl ColumnSet {
     /// All that clients may receive.
     pub const EXPOSED: ColumnSet = ColumnSet((1 << Column::EXPOSED) - 1);
 
+    /// All that Runwire reads.
+    pub const ALL: ColumnSet = ColumnSet((1 << Column::COUNT) - 1);
+
     /// All exposed columns but those named that may be left out; unknown names are ignored.
     pub fn without<'a>(skipped: impl IntoIterator<Item = &'a str>) -> ColumnSet {
         let mut set = ColumnSet::EXPOSED;
@@ -123,6 +126,11 @@ impl ColumnSet {
     /// Whether the column is in the set.
     pub const fn contains(self, column: Column) -> bool {
         self.0 & column.bit() != 0
+    }
+
+    /// The set with this column.
+    pub const fn with(self, column: Column) -> ColumnSet {
+        ColumnSet(self.0 | column.bit())
     }
 
     /// Adds a column.

@@ -1,10 +1,13 @@
-//! The SQL side of runs: one row, read together with what the query saw.
+//! The SQL side of runs: rows, read together with what the query saw.
 
-use bytes::{BufMut, Bytes, BytesMut};
-use sqlx::Row;
-use sqlx::postgres::{PgPool, PgRow};
+use std::sync::Arc;
 
-use super::columns::Column;
+use sqlx::Row as _;
+use sqlx::postgres::PgPool;
+
+use super::lease::Lease;
+use super::list::{self, List, ListQuery};
+use super::many::{self, By, Carry, Found, RunId};
 use super::tuple::{CellError, Tuple};
 use crate::postgres::{Lsn, ParseLsnError, ParseSnapshotError, Snapshot};
 
@@ -52,33 +55,37 @@ pub enum StoreError {
     /// A cell was not text.
     #[error("unreadable answer: {0}")]
     Cell(#[from] CellError),
+    /// Not even what the query saw came back.
+    #[error("unreadable answer: no row")]
+    NoRow,
+    /// The rows of a list came in another order than was asked for.
+    #[error("unreadable answer: rows out of order")]
+    Disorder,
 }
 
-/// Reads runs from the primary. Cheap to clone.
+impl StoreError {
+    /// Whether a row could not be read, rather than the database: asked for without that row, it
+    /// would have answered.
+    pub fn is_of_the_data(&self) -> bool {
+        let StoreError::Sql(sqlx::Error::Database(error)) = self else {
+            return !matches!(self, StoreError::Sql(_));
+        };
+        // Data exceptions, and what is corrupted.
+        error.code().is_some_and(|code| code.starts_with("22") || code.starts_with("XX"))
+    }
+}
+
+/// Reads runs from the primary: plain statements, with no bound on how many are under way. Cheap to
+/// clone.
 #[derive(Clone, Debug)]
 pub struct RunStore {
     pool: PgPool,
-    run_sql: &'static str,
 }
 
 impl RunStore {
     /// A store on `pool`, which must lead to the primary and print values as the stream does.
     pub fn new(pool: PgPool) -> Self {
-        let cells: Vec<String> =
-            Column::ALL.iter().map(|column| format!(r#"t."{}"::text"#, column.name())).collect();
-        // The one-row source comes first, so that a run that is not there still leaves a snapshot.
-        let sql = format!(
-            r#"SELECT seen.snapshot, seen.lsn, run.* FROM
-               (SELECT pg_current_snapshot()::text AS snapshot, pg_current_wal_insert_lsn()::text AS lsn) seen
-               LEFT JOIN (
-                 SELECT {}, b."friendlyId" FROM "TaskRun" t
-                 LEFT JOIN "BatchTaskRun" b ON b.id = t."batchId"
-                 WHERE t."friendlyId" = $1 AND t."runtimeEnvironmentId" = $2
-               ) run ON true"#,
-            cells.join(", ")
-        );
-        // One store lives as long as the process.
-        RunStore { pool, run_sql: sql.leak() }
+        RunStore { pool }
     }
 
     /// The run of this friendly id in this environment, and what the query saw.
@@ -87,53 +94,64 @@ impl RunStore {
         friendly_id: &str,
         environment_id: &str,
     ) -> Result<(Seen, Option<StoredRun>), StoreError> {
+        let asked = [RunId { environment: environment_id.into(), id: friendly_id.into() }];
+        let (seen, found) = self.runs(By::FriendlyId, &asked, Carry::EVERYTHING).await?;
+        Ok((seen, found.into_iter().find_map(Found::into_run)))
+    }
+
+    /// Many runs in one statement, as far as it may carry them; what was found is in the order of
+    /// what was `asked`. Every cell is known, those stored out of line as well.
+    pub async fn runs(
+        &self,
+        by: By,
+        asked: &[RunId],
+        carry: Carry,
+    ) -> Result<(Seen, Vec<Found>), StoreError> {
         metrics::counter!(crate::telemetry::SNAPSHOT_QUERIES).increment(1);
-        let row = sqlx::query(self.run_sql)
-            .bind(friendly_id)
-            .bind(environment_id)
-            .fetch_one(&self.pool)
-            .await?;
-        let seen = Seen {
-            snapshot: row.try_get::<&str, _>(0)?.parse()?,
-            insert_lsn: row.try_get::<&str, _>(1)?.parse()?,
-        };
-        if row.try_get::<Option<&str>, _>(2)?.is_none() {
-            return Ok((seen, None));
+        many::read(&self.pool, by, asked, carry).await
+    }
+
+    /// The runs of a list, newest first, as far as its bounds let them in.
+    pub async fn list(&self, query: &ListQuery) -> Result<List, StoreError> {
+        metrics::counter!(crate::telemetry::SNAPSHOT_QUERIES).increment(1);
+        list::read(&self.pool, query).await
+    }
+
+    /// The internal id of an environment's batch.
+    pub async fn batch_id(
+        &self,
+        friendly_id: &str,
+        environment: &str,
+    ) -> Result<Option<Arc<str>>, StoreError> {
+        // Postgres cannot hold NUL in a text, and would fail instead of finding nothing.
+        if friendly_id.contains('\0') {
+            return Ok(None);
         }
-        let batch_friendly_id = row.try_get(2 + Column::COUNT)?;
-        Ok((seen, Some(StoredRun { row: tuple(&row, 2)?, batch_friendly_id })))
+        let mut lease = Lease::of(&self.pool).await?;
+        let id: Option<String> = sqlx::query_scalar(
+            r#"SELECT id FROM "BatchTaskRun" WHERE "friendlyId" = $1 AND "runtimeEnvironmentId" = $2"#,
+        )
+        .bind(friendly_id)
+        .bind(environment)
+        .fetch_optional(lease.connection()?)
+        .await?;
+        lease.done();
+        Ok(id.map(Arc::from))
     }
 
     /// How far the server is.
     pub async fn server_state(&self) -> Result<ServerState, StoreError> {
+        let mut lease = Lease::of(&self.pool).await?;
         let row = sqlx::query(
             "SELECT pg_current_snapshot()::text, pg_current_wal_flush_lsn()::text, pg_current_wal_insert_lsn()::text",
         )
-        .fetch_one(&self.pool)
+        .fetch_one(lease.connection()?)
         .await?;
+        lease.done();
         Ok(ServerState {
             snapshot: row.try_get::<&str, _>(0)?.parse()?,
             flush_lsn: row.try_get::<&str, _>(1)?.parse()?,
             insert_lsn: row.try_get::<&str, _>(2)?.parse()?,
         })
     }
-}
-
-/// The columns from index `first` on, in the order of [`Column::ALL`].
-fn tuple(row: &PgRow, first: usize) -> Result<Tuple, StoreError> {
-    let mut data = BytesMut::new();
-    let mut spans = [None; Column::COUNT];
-    for column in Column::ALL {
-        if let Some(text) = row.try_get::<Option<&str>, _>(first + column as usize)? {
-            spans[column as usize] = Some((data.len(), data.len() + text.len()));
-            data.put_slice(text.as_bytes());
-        }
-    }
-    let mut tuple = Tuple::new(Bytes::from(data));
-    for column in Column::ALL {
-        if let Some((start, end)) = spans[column as usize] {
-            tuple.set_text(column, start, end)?;
-        }
-    }
-    Ok(tuple)
 }

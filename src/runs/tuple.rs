@@ -56,6 +56,11 @@ impl Tuple {
         Ok(())
     }
 
+    /// What it takes in memory, in bytes; clones share the texts.
+    pub fn size(&self) -> usize {
+        size_of::<Tuple>() + self.data.len()
+    }
+
     /// Marks the column as not sent.
     pub fn set_unchanged(&mut self, column: Column) {
         self.spans[column as usize] = Span::Unchanged;

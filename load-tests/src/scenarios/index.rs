@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use runwire::feed::Feed;
+use runwire::feed::{Feed, Runs};
 use runwire::postgres::{Lsn, Snapshot};
 use runwire::replication::change::{Event, Reset};
 use runwire::replication::pgoutput::Decoder;
@@ -16,7 +16,7 @@ use crate::process::{cpu, resident_kib};
 use crate::report::Report;
 use crate::scenarios::intake::{LIMITS, SETTLE_EVERY, WARM_UP, decode};
 use crate::scenarios::recorded::{self, Recorded, Transaction};
-use crate::scenarios::registration::{Registration, Registry, Shown};
+use crate::scenarios::registration::{Registration, Registry, tagged};
 use crate::statistics::{median, middle_and_range};
 
 const EPOCH: u64 = 1;
@@ -106,9 +106,9 @@ fn register(feed: &Arc<Feed>, feeds: usize) -> Result<Vec<Registration>> {
     let registry = Registry::new(Arc::clone(feed), EPOCH)?;
     let mut held = Vec::with_capacity(feeds);
     for number in 0..feeds {
-        let (environment, shown) = feed_of(number);
-        let mut registration = registry.register(&environment, &shown);
-        ensure!(!registration.is_answered(), "{shown:?} was answered before any change");
+        let (environment, runs) = feed_of(number);
+        let mut registration = registry.register(&environment, runs);
+        ensure!(!registration.is_answered(), "feed {number} was answered before any change");
         held.push(registration);
     }
     Ok(held)
@@ -116,14 +116,13 @@ fn register(feed: &Arc<Feed>, feeds: usize) -> Result<Vec<Registration>> {
 
 /// The first hundred are of runs of the stream; the others, in the same environments, of runs and tags
 /// that it does not have.
-fn feed_of(number: usize) -> (String, Shown) {
-    let environment = recorded::environment(number);
-    let shown = match number {
-        ..CONCERNED => Shown::Run(recorded::friendly_id(number)),
-        _ if number.is_multiple_of(2) => Shown::Run(format!("run_elsewhere{number:012}")),
-        _ => Shown::Tag(format!("elsewhere:{number}")),
+fn feed_of(number: usize) -> (String, Runs) {
+    let runs = match number {
+        ..CONCERNED => Runs::One(recorded::friendly_id(number).into()),
+        _ if number.is_multiple_of(2) => Runs::One(format!("run_elsewhere{number:012}").into()),
+        _ => tagged(&format!("elsewhere:{number}")),
     };
-    (environment, shown)
+    (recorded::environment(number), runs)
 }
 
 /// A recorded stream on its way into a window.

@@ -21,7 +21,8 @@ pub const WARM_UP: usize = 300_000;
 /// Changes between two notes of a finished query, of which Runwire makes one a second.
 pub const SETTLE_EVERY: usize = 50_000;
 /// The defaults of `RUNWIRE_WINDOW` and `RUNWIRE_WINDOW_BYTES`.
-pub const LIMITS: Limits = Limits { age: Duration::from_secs(120), bytes: 256 << 20 };
+pub const LIMITS: Limits =
+    Limits { age: Duration::from_secs(120), bodies: 1 << 20, bytes: 256 << 20 };
 
 #[derive(Args)]
 pub struct Intake {

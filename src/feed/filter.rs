@@ -1,0 +1,151 @@
+//! Which runs a feed is of (`runs-and-auth.md`, 10.1).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::handle::feed_digest;
+use super::image::Image;
+use super::topic::{Topic, Topics};
+use super::window::{Before, Record};
+use crate::runs::columns::{Column, ColumnSet};
+use crate::runs::created::Floor;
+use crate::runs::text::elements;
+
+/// What a request asks for, within the environment that its credential opens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FeedKey {
+    /// The environment's id.
+    pub environment: Arc<str>,
+    /// Which of its runs.
+    pub runs: Runs,
+}
+
+/// Some of an environment's runs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Runs {
+    /// The run of this friendly id.
+    One(Arc<str>),
+    /// The runs of the batch with this internal id.
+    OfBatch(Arc<str>),
+    /// The runs that carry all of the tags and were created within the window before the feed began.
+    Tagged {
+        /// Sorted, without repetitions. None at all names every run.
+        tags: Box<[Box<str>]>,
+        /// How far back the list reaches.
+        window: Duration,
+    },
+}
+
+impl FeedKey {
+    /// The feed of one run.
+    pub fn run(environment: Arc<str>, friendly_id: Arc<str>) -> Self {
+        FeedKey { environment, runs: Runs::One(friendly_id) }
+    }
+
+    /// Names the feed and its columns in handles, on every node alike.
+    pub fn digest(&self, columns: ColumnSet) -> u64 {
+        let environment = &*self.environment;
+        match &self.runs {
+            Runs::One(id) => feed_digest(&["run", environment, id], columns.bits()),
+            Runs::OfBatch(id) => feed_digest(&["batch", environment, id], columns.bits()),
+            Runs::Tagged { tags, window } => {
+                let window = window.as_secs().to_string();
+                let mut parts = vec!["list", environment, &window];
+                parts.extend(tags.iter().map(AsRef::as_ref));
+                feed_digest(&parts, columns.bits())
+            }
+        }
+    }
+}
+
+/// A feed made ready for matching.
+#[derive(Clone, Debug)]
+pub(super) struct Filter {
+    environment: Arc<str>,
+    runs: Selected,
+    /// A run of the feed is found under each of these.
+    pub topics: Box<[Topic]>,
+}
+
+#[derive(Clone, Debug)]
+enum Selected {
+    One(Arc<str>),
+    OfBatch(Arc<str>),
+    Tagged { tags: Box<[Box<str>]>, created_from: Box<str> },
+}
+
+impl Filter {
+    /// `floor` bounds lists alone.
+    pub fn new(key: &FeedKey, floor: Floor, topics: &Topics) -> Self {
+        let environment = &*key.environment;
+        let (runs, topics) = match &key.runs {
+            Runs::One(id) => (Selected::One(Arc::clone(id)), vec![topics.run(environment, id)]),
+            Runs::OfBatch(id) => {
+                (Selected::OfBatch(Arc::clone(id)), vec![topics.batch(environment, id)])
+            }
+            Runs::Tagged { tags, .. } => {
+                let named = tags.iter().map(|tag| topics.tag(environment, tag));
+                let named: Vec<Topic> = if tags.is_empty() {
+                    vec![topics.environment(environment)]
+                } else {
+                    named.collect()
+                };
+                let created_from = floor.text().into();
+                (Selected::Tagged { tags: tags.clone(), created_from }, named)
+            }
+        };
+        Filter { environment: Arc::clone(&key.environment), runs, topics: topics.into() }
+    }
+
+    /// Whether the feed is that of a single run.
+    pub fn is_of_one(&self) -> bool {
+        matches!(self.runs, Selected::One(_))
+    }
+
+    /// Whether the run is of the feed. Topics are numbers that may collide, so the row itself decides.
+    pub fn matches(&self, image: &Image) -> bool {
+        if image.text(Column::RuntimeEnvironmentId) != Some(&self.environment) {
+            return false;
+        }
+        match &self.runs {
+            Selected::One(id) => image.text(Column::FriendlyId) == Some(id),
+            Selected::OfBatch(id) => image.text(Column::BatchId) == Some(id),
+            Selected::Tagged { tags, created_from } => {
+                image.text(Column::CreatedAt).is_some_and(|at| *at >= **created_from)
+                    && carries(image, tags)
+            }
+        }
+    }
+
+    /// Whether the change may be of a run that is of the feed, or was.
+    pub fn may_concern(&self, record: &Record) -> bool {
+        self.topics.iter().all(|topic| record.topics.contains(topic))
+    }
+
+    /// Whether the feed may tell of the run at all, were it only that it left.
+    pub fn may_show(&self, image: &Image) -> bool {
+        match &self.runs {
+            Selected::One(_) => self.matches(image),
+            _ => image.text(Column::RuntimeEnvironmentId) == Some(&self.environment),
+        }
+    }
+
+    /// Whether the run was of the feed before the change; `None` where that is not known.
+    pub fn matched_before(&self, record: &Record) -> Option<bool> {
+        let under = |topics: &[Topic]| self.topics.iter().all(|topic| topics.contains(topic));
+        match &record.before {
+            Before::Absent => Some(false),
+            Before::Unknown => None,
+            Before::SamePlaces => Some(under(&record.topics)),
+            Before::Elsewhere(topics) => Some(under(topics)),
+        }
+    }
+}
+
+fn carries(image: &Image, tags: &[Box<str>]) -> bool {
+    if tags.is_empty() {
+        return true;
+    }
+    let carried = image.text(Column::RunTags).map(elements).unwrap_or_default();
+    tags.iter().all(|tag| carried.iter().any(|carried| **carried == **tag))
+}

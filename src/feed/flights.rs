@@ -1,0 +1,91 @@
+//! One query for all who open the same list at about the same time.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use tokio::sync::OnceCell;
+
+use super::chunks::Opening;
+use super::feeds::{Unavailable, View};
+use crate::runs::created::Floor;
+
+/// For how long a finished opening serves those who come after. What changes meanwhile they are told
+/// by their first poll, which goes on from where the opening stands.
+const REUSE: Duration = Duration::from_millis(500);
+/// How often those that nobody awaits any more are looked for.
+const SWEEP_FROM: usize = 1_024;
+
+/// The openings that are under way or have just ended.
+#[derive(Debug, Default)]
+pub(super) struct Flights(Arc<DashMap<(View, Floor), Weak<Flight>>>);
+
+#[derive(Debug, Default)]
+pub(super) struct Flight(OnceCell<Landed>);
+
+#[derive(Debug)]
+struct Landed {
+    opening: Result<Arc<Opening>, Unavailable>,
+    at: Instant,
+}
+
+impl Flights {
+    /// The opening that `open` gives, or that another request's `open` gives.
+    ///
+    /// With `anew` the opening must not have ended before: its handle may be one that the client was
+    /// told to give up. `serves` tells whether one that has ended can still be gone on from.
+    pub async fn share(
+        &self,
+        key: (View, Floor),
+        anew: bool,
+        serves: impl Fn(&Opening) -> bool,
+        open: impl Future<Output = Result<Arc<Opening>, Unavailable>>,
+    ) -> Result<Arc<Opening>, Unavailable> {
+        let flight = self.board(key.clone(), anew, serves);
+        let mut opened = false;
+        let landed = flight.0.get_or_init(|| async {
+            opened = true;
+            Landed { opening: open.await, at: Instant::now() }
+        });
+        let opening = landed.await.opening.as_ref().map(Arc::clone).map_err(|_| Unavailable);
+        if opened {
+            self.keep_for_others(key, flight, opening.is_ok());
+        }
+        opening
+    }
+
+    fn board(
+        &self,
+        key: (View, Floor),
+        anew: bool,
+        serves: impl Fn(&Opening) -> bool,
+    ) -> Arc<Flight> {
+        if self.0.len() >= SWEEP_FROM {
+            self.0.retain(|_, flight| flight.strong_count() > 0);
+        }
+        let mut entry = self.0.entry(key).or_default();
+        let takes = |flight: &Arc<Flight>| match flight.0.get() {
+            None => true,
+            Some(Landed { opening: Ok(opening), at }) => {
+                !anew && at.elapsed() < REUSE && serves(opening)
+            }
+            Some(Landed { opening: Err(_), .. }) => false,
+        };
+        if let Some(flight) = entry.upgrade().filter(takes) {
+            return flight;
+        }
+        let flight = Arc::<Flight>::default();
+        *entry = Arc::downgrade(&flight);
+        flight
+    }
+
+    fn keep_for_others(&self, key: (View, Floor), flight: Arc<Flight>, opened: bool) {
+        let flights = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            if opened {
+                tokio::time::sleep(REUSE).await;
+            }
+            flights.remove_if(&key, |_, kept| kept.ptr_eq(&Arc::downgrade(&flight)));
+        });
+    }
+}

@@ -1,0 +1,188 @@
+//! What is new for a feed after a position: read from the window, run by run.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::filter::Filter;
+use super::handle::Horizon;
+use super::image::{Image, Operation};
+use super::position::Position;
+use super::window::Window;
+use crate::runs::columns::ColumnSet;
+
+/// How many changes are read before others get their turn at the window.
+pub(super) const STRETCH: usize = 4_096;
+/// How many changes are looked through for the one before the news.
+const LOOK_BACK: usize = 64;
+
+/// One run's news.
+#[derive(Clone, Debug)]
+pub(super) struct RunNews {
+    /// Its last state.
+    pub image: Arc<Image>,
+    pub operation: Operation,
+    /// What an update holds: the exposed columns that may differ from what the client has. An insert
+    /// holds all that the client receives.
+    pub changed: ColumnSet,
+}
+
+/// Everything new for a feed between a client's offset and the head.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// By the order of each run's first change.
+    pub runs: Vec<RunNews>,
+    /// When the first and the last of the changes committed, in microseconds since 1970.
+    pub first_commit: i64,
+    pub last_commit: i64,
+    /// When the change before them committed, where the window has it.
+    pub previous_commit: Option<i64>,
+    /// A run completed or failed, so that its news are not to be held back.
+    pub urgent: bool,
+    /// The last change is a run's first completion, and nothing came after it.
+    pub just_completed: bool,
+}
+
+/// A reading of one feed's changes, which may go on in several stretches.
+#[derive(Debug)]
+pub(super) struct Reading {
+    next: Position,
+    runs: Vec<Touched>,
+    places: HashMap<Arc<str>, usize>,
+    news: News,
+}
+
+#[derive(Debug)]
+struct Touched {
+    run: Arc<str>,
+    changed: ColumnSet,
+    inserted: bool,
+    matched_before: Option<bool>,
+}
+
+impl Reading {
+    /// Begins behind a position.
+    pub fn after(position: Position) -> Self {
+        Reading { next: position, runs: Vec::new(), places: HashMap::new(), news: News::default() }
+    }
+
+    /// What comes after this is still to be read.
+    pub fn next(&self) -> Position {
+        self.next
+    }
+
+    /// The runs whose changes were read.
+    pub fn runs(&self) -> impl Iterator<Item = &str> {
+        self.runs.iter().map(|touched| &*touched.run)
+    }
+
+    /// Reads a stretch. `true` when it has come to the head: then [`Reading::finish`] it on the same
+    /// version of the window.
+    pub fn advance(
+        &mut self,
+        window: &Window,
+        filter: &Filter,
+        horizon: Option<&Horizon>,
+        stretch: usize,
+    ) -> bool {
+        // A change is found under each of the feed's topics, so the rarest one has it too.
+        let Some(posting) = window.rarest(&filter.topics) else { return true };
+        let start = posting.partition_point(|number| window.record(*number).at <= self.next);
+        if self.runs.is_empty() {
+            let earlier = posting.range(..start).rev().take(LOOK_BACK);
+            let mut earlier = earlier.map(|number| window.record(*number));
+            let previous = earlier.find(|record| filter.may_concern(record));
+            self.news.previous_commit = previous.map(|record| record.commit_time);
+        }
+        let mut left = stretch;
+        for number in posting.range(start..) {
+            if left == 0 {
+                return false;
+            }
+            left -= 1;
+            let record = window.record(*number);
+            self.next = record.at;
+            let shown = horizon.is_some_and(|h| h.shows(record.xid, record.at.lsn));
+            if shown || !filter.may_concern(record) {
+                continue;
+            }
+            if self.runs.is_empty() {
+                self.news.first_commit = record.commit_time;
+            }
+            self.news.last_commit = record.commit_time;
+            self.news.just_completed = record.completes;
+            self.news.urgent |= record.urgent;
+            let touched = self.touched(&record.run, || filter.matched_before(record));
+            touched.changed = touched.changed.union(record.changed);
+            touched.inserted |= record.inserted;
+        }
+        true
+    }
+
+    fn touched(
+        &mut self,
+        run: &Arc<str>,
+        matched_before: impl FnOnce() -> Option<bool>,
+    ) -> &mut Touched {
+        let place = match self.runs.last() {
+            Some(last) if last.run == *run => self.runs.len() - 1,
+            _ => *self.places.entry(Arc::clone(run)).or_insert(self.runs.len()),
+        };
+        if place == self.runs.len() {
+            self.runs.push(Touched {
+                run: Arc::clone(run),
+                changed: ColumnSet::EMPTY,
+                inserted: false,
+                matched_before: matched_before(),
+            });
+        }
+        &mut self.runs[place]
+    }
+
+    /// The news, with each run's last state.
+    ///
+    /// `is_known` tells of a run that was in the feed before whether the client can have its row:
+    /// one that was beyond the end of a cut list it was never sent.
+    pub fn finish(
+        self,
+        window: &Window,
+        filter: &Filter,
+        is_known: impl Fn(&Image) -> bool,
+    ) -> News {
+        let mut news = self.news;
+        for touched in self.runs {
+            let Some((image, deleted)) = window.state(&touched.run) else { continue };
+            // Who follows a run by itself has had its row from the start.
+            let had = if filter.is_of_one() { Some(true) } else { touched.matched_before };
+            if !filter.may_show(image) {
+                continue;
+            }
+            let belongs = filter.matches(image);
+            let operation = match had {
+                Some(false) if deleted || !belongs => continue,
+                None if !belongs => continue,
+                _ if deleted || !belongs => Operation::Delete,
+                Some(true) if !touched.inserted && is_known(image) => Operation::Update,
+                _ => Operation::Insert,
+            };
+            let image = Arc::clone(image);
+            news.runs.push(RunNews { image, operation, changed: touched.changed });
+        }
+        news
+    }
+}
+
+#[cfg(test)]
+impl Window {
+    /// The news of a feed after a position, read in one go.
+    pub fn news(
+        &self,
+        filter: &Filter,
+        after: Position,
+        horizon: Option<&Horizon>,
+        is_known: impl Fn(&Image) -> bool,
+    ) -> News {
+        let mut reading = Reading::after(after);
+        reading.advance(self, filter, horizon, usize::MAX);
+        reading.finish(self, filter, is_known)
+    }
+}

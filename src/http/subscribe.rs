@@ -1,0 +1,249 @@
+//! What the routes of all feeds share: who asks and what for, opening or polling, and the answer.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::body::Body;
+use axum::http::Response;
+use axum::http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, ORIGIN};
+use axum::http::request::Parts;
+use metrics::Gauge;
+use tokio::time::Instant;
+
+use super::error::HttpError;
+use super::shape::{self, ShapeQuery, ShapeRequest};
+use super::{App, cors, sse};
+use crate::auth::{Ability, Caller, Resource};
+use crate::feed::{Facts, FeedKey, Open, Outcome, Poll, Runs, View};
+use crate::runs::columns::ColumnSet;
+use crate::telemetry::FeedMetrics;
+
+/// The API version from which on clients know every status.
+const CURRENT_API_VERSION: &[u8] = b"2025-07-16";
+/// The longest time between two answers that a client or operator may ask for.
+pub const MAX_THROTTLE: Duration = Duration::from_secs(10);
+
+/// A request whose bearer was let in.
+pub(super) struct Subscriber<'a> {
+    pub caller: Caller,
+    pub query: ShapeQuery<'a>,
+    old_statuses: bool,
+}
+
+/// What an admitted request wants.
+pub(super) struct Asked {
+    shape: ShapeRequest,
+    work: Work,
+}
+
+enum Work {
+    OpenRun { open: Open, run: Arc<str>, ability: Arc<Ability> },
+    OpenList(Open),
+    Poll(Poll),
+    Stream(Poll, Option<SystemTime>),
+}
+
+impl<'a> Subscriber<'a> {
+    pub async fn admit(app: &App, head: &'a Parts) -> Result<Self, HttpError> {
+        let caller = app.door.admit(&head.headers).await?;
+        let query = ShapeQuery::parse(head.uri.query().unwrap_or_default());
+        Ok(Subscriber { caller, query, old_statuses: knows_old_statuses_only(&head.headers) })
+    }
+
+    /// The environment that the bearer opens.
+    pub fn environment(&self) -> Arc<str> {
+        Arc::clone(&self.caller.environment_id)
+    }
+
+    /// Whether the request follows a feed that it was given a handle of, rather than opening it.
+    pub fn follows(&self) -> bool {
+        self.query.handle.is_some() && self.query.offset.as_deref().is_some_and(|at| at != "-1")
+    }
+
+    /// Whether any of the resources may be read.
+    pub fn may_read(&self, resources: &[Resource<'_>]) -> Result<(), HttpError> {
+        if self.caller.ability.can("read", resources) { Ok(()) } else { Err(HttpError::Forbidden) }
+    }
+
+    /// What is to be done for a feed that the bearer may see.
+    pub fn ask(self, app: &App, feed: FeedKey) -> Asked {
+        let follows = self.follows();
+        let columns = columns(&self.caller, &self.query);
+        let shape = ShapeRequest { live: self.query.live, columns };
+        let hold_until = self.query.live.then(|| hold_until(app, &self.caller));
+        let throttle = self.throttle(app);
+        let view = View { feed, columns, old_statuses: self.old_statuses };
+        let handle = self.query.handle.map(Cow::into_owned);
+        let offset = self.query.offset.as_deref().unwrap_or("-1");
+        let work = match handle {
+            Some(handle) if follows => {
+                // What is no offset of ours lies before everything that is held, and is answered by
+                // a 409.
+                let after = offset.parse().unwrap_or_default();
+                let poll = Poll { view, handle, after, hold_until, throttle };
+                if self.query.live && self.query.sse {
+                    Work::Stream(poll, self.caller.expires_at)
+                } else {
+                    Work::Poll(poll)
+                }
+            }
+            handle => {
+                let run = match &view.feed.runs {
+                    Runs::One(run) => Some(Arc::clone(run)),
+                    Runs::OfBatch(_) | Runs::Tagged { .. } => None,
+                };
+                let open = Open { view, handle, returns: self.query.returns };
+                match run {
+                    Some(run) => {
+                        Work::OpenRun { open, run, ability: Arc::clone(&self.caller.ability) }
+                    }
+                    None => Work::OpenList(open),
+                }
+            }
+        };
+        Asked { shape, work }
+    }
+
+    /// The token's claim wins over the query, and the query over the environment's default.
+    fn throttle(&self, app: &App) -> Duration {
+        let asked = self.query.throttle.as_deref().and_then(|text| text.parse().ok());
+        let asked = self.caller.throttle.or(asked.map(Duration::from_millis));
+        asked.unwrap_or_else(|| app.throttle.of(&self.caller.environment_id)).min(MAX_THROTTLE)
+    }
+}
+
+/// How answers go back to this client, whatever they are.
+pub(super) struct Reply {
+    origin: Option<HeaderValue>,
+    gzip: bool,
+}
+
+impl Reply {
+    pub fn to(headers: &HeaderMap) -> Self {
+        Reply { origin: headers.get(ORIGIN).cloned(), gzip: accepts_gzip(headers) }
+    }
+
+    pub fn refuse(self, error: &HttpError) -> Response<Body> {
+        let mut response = error.response();
+        cors::on_refusal(self.origin, response.headers_mut());
+        response
+    }
+
+    /// Does what was asked and answers. `missing` is the answer if there is no such run or batch.
+    pub async fn serve(
+        self,
+        app: Arc<App>,
+        asked: Asked,
+        metrics: &FeedMetrics,
+        missing: HttpError,
+    ) -> Response<Body> {
+        let Asked { shape, work } = asked;
+        let outcome = match work {
+            Work::OpenRun { open, run, ability } => {
+                let opens = |facts: &Facts| may_read_run(&ability, &run, facts);
+                Box::pin(app.feeds.open_run(open, opens)).await
+            }
+            Work::OpenList(open) => Box::pin(app.feeds.open_list(open)).await,
+            Work::Stream(poll, expires_at) => {
+                let metrics = metrics.clone();
+                match Box::pin(sse::stream(app, shape, poll, expires_at, metrics)).await {
+                    Ok(response) => return response,
+                    Err(outcome) => outcome,
+                }
+            }
+            Work::Poll(poll) => {
+                let held = poll.hold_until.map(|_| Held::begin(&metrics.holds));
+                let outcome = app.feeds.poll(poll).await;
+                drop(held);
+                outcome
+            }
+        };
+        match outcome {
+            Outcome::Answer(answer) => {
+                if let Some(committed_at) = answer.committed_at {
+                    metrics.delivered(committed_at);
+                }
+                let gzip = if self.gzip { Box::pin(answer.body.gzip()).await } else { None };
+                shape::answer(shape, answer, gzip)
+            }
+            Outcome::MustRefetch(handle) => shape::must_refetch(handle),
+            Outcome::NotFound => self.refuse(&missing),
+            Outcome::Forbidden => self.refuse(&HttpError::Forbidden),
+            Outcome::Unavailable => self.refuse(&HttpError::Unavailable),
+        }
+    }
+}
+
+/// `runs-and-auth.md`, 13.1: a run may be named by itself, its task, its tags or its batch.
+pub(super) fn may_read_run(ability: &Ability, friendly_id: &str, facts: &Facts) -> bool {
+    let mut resources =
+        vec![Resource::one("runs", friendly_id), Resource::one("tasks", &facts.task)];
+    resources.extend(facts.tags.iter().map(|tag| Resource::one("tags", tag)));
+    resources.extend(facts.batch.as_deref().map(|batch| Resource::one("batch", batch)));
+    ability.can("read", &resources)
+}
+
+/// The token's claim wins over the query, also when it is empty.
+fn columns(caller: &Caller, query: &ShapeQuery<'_>) -> ColumnSet {
+    match (&caller.skip_columns, &query.skip_columns) {
+        (Some(claim), _) => ColumnSet::without(claim.iter().map(AsRef::as_ref)),
+        (None, Some(list)) => ColumnSet::without(list.split(',')),
+        (None, None) => ColumnSet::EXPOSED,
+    }
+}
+
+fn knows_old_statuses_only(headers: &HeaderMap) -> bool {
+    headers.get("x-trigger-api-version").is_none_or(|v| v.as_bytes() != CURRENT_API_VERSION)
+}
+
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let named = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    named.flat_map(|value| value.split(',')).any(|coding| {
+        let (name, quality) = coding.split_once(';').unwrap_or((coding, ""));
+        let refused = quality.trim().strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0));
+        name.trim().eq_ignore_ascii_case("gzip") && !refused
+    })
+}
+
+/// The hold, spread by ±15 % so that polls do not end together, and never beyond the token's life.
+fn hold_until(app: &App, caller: &Caller) -> Instant {
+    let hold = app.hold.mul_f64(rand::random_range(0.85..1.15));
+    let left = caller.expires_at.map_or(Duration::MAX, |expiry| {
+        expiry.duration_since(SystemTime::now()).unwrap_or_default()
+    });
+    Instant::now() + hold.min(left)
+}
+
+/// Counts a held poll for as long as it lives, however it ends.
+pub(super) struct Held(Gauge);
+
+impl Held {
+    pub fn begin(holds: &Gauge) -> Self {
+        holds.increment(1.0);
+        Held(holds.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gzip_is_sent_to_those_who_name_it_and_do_not_refuse_it() {
+        let accepts = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(text));
+            accepts_gzip(&headers)
+        };
+        assert!(accepts("gzip, deflate") && accepts("br;q=1.0, GZIP;q=0.5"));
+        assert!(!accepts("gzip;q=0") && !accepts("deflate, br") && !accepts(""));
+        assert!(!accepts_gzip(&HeaderMap::new()));
+    }
+}
