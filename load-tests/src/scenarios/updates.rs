@@ -150,7 +150,8 @@ impl Updates {
             first_fifth: median(latencies[..fifth].iter().copied()),
             last_fifth: median(latencies[latencies.len() - fifth..].iter().copied()),
             latency: Percentiles::of(latencies),
-            caught_up: signed_ms(last, last_commit),
+            // The last changes may be of runs that nobody follows.
+            caught_up: signed_ms(last, last_commit).max(0.0),
             lag,
             deliveries: deliveries.len(),
             spent,
