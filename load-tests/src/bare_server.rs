@@ -224,7 +224,7 @@ mod tests {
         tokio::spawn(accept(listener, Bare::new(template, layout.feeds), http2));
         let ledger = Ledger::new();
         let admission = tokio::sync::Semaphore::new(4);
-        let crowd = Arc::new(Crowd { address, ledger: ledger.clone(), admission });
+        let crowd = Arc::new(Crowd { address, ledger: ledger.clone(), admission, runs: 1 });
         for index in 0..20 {
             let target = layout.target(index % 2);
             if http2 {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::bench::Turn;
+use crate::bench::{Side, Turn};
 use crate::layout::Layout;
 use crate::ledger::Ledger;
 use crate::metrics::{Metrics, SNAPSHOT_QUERIES};
@@ -66,6 +66,11 @@ pub async fn gather(turn: &Turn<'_>, coming: Coming) -> Result<Gathered> {
         address: turn.server.address,
         ledger: Arc::clone(&ledger),
         admission: Semaphore::new(coming.at_once),
+        runs: match turn.side {
+            Side::Runwire => coming.layout.fewest_runs(),
+            // Its first answer is about one run.
+            Side::Bare => 1,
+        },
     });
     let subscribers = spawn(&crowd, coming).await?;
     let live = ledger.all_live(coming.subscribers, LIMIT).await;

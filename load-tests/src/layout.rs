@@ -45,6 +45,13 @@ impl Layout {
         (0..self.feeds_per_run.min(self.feeds)).map(move |k| (run + k * stride) % self.feeds)
     }
 
+    /// How many runs the feed with the fewest has.
+    pub fn fewest_runs(self) -> usize {
+        let mut runs = vec![0; self.feeds];
+        (0..self.runs).flat_map(|run| self.feeds_of(run)).for_each(|feed| runs[feed] += 1);
+        runs.into_iter().min().unwrap_or(0)
+    }
+
     /// The tags that a run carries, as a Postgres expression of its number `n`: those of its feeds and,
     /// up to three, some that nobody asks for.
     pub fn tags_sql(self) -> String {
@@ -124,6 +131,9 @@ mod tests {
         let narrow = Layout { feeds_per_run: 3, ..Layout::tags(1, 10) };
         assert_eq!(narrow.feeds_of(7).collect::<Vec<_>>(), [0]);
         assert_eq!(Layout::tags(4, 10).feeds_of(7).collect::<Vec<_>>(), [3]);
+        let fewest =
+            [layout, narrow, Layout::tags(4, 10), Layout::runs(9)].map(Layout::fewest_runs);
+        assert_eq!(fewest, [150, 10, 2, 1]);
     }
 
     #[test]

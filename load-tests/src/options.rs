@@ -86,19 +86,21 @@ pub struct Common {
 }
 
 /// What `all` runs. Where a line says `--repeat`, it is not repeated more often than that.
-pub const ALL: [&str; 17] = [
+pub const ALL: [&str; 19] = [
     "walsender",
-    "fanout --subscribers 1,100,1000,10000",
+    "fanout --subscribers 1,100,1000 --updates 60",
+    "fanout --subscribers 10000",
     "fanout --subscribers 1000 --rate 10 --repeat 1",
-    "spread --subscribers 1000",
-    "tag --subscribers 100,1000,10000",
-    "tags --subscribers 10000",
+    "spread --subscribers 1000 --updates 500",
+    "tag --subscribers 100,1000 --updates 60",
+    "tag --subscribers 10000",
+    "tags --subscribers 10000 --updates 500",
     "cold",
     "idle --http2 0 --repeat 1",
     "idle --http1 0 --repeat 1",
     "updates --repeat 2",
     "polls",
-    "lone --repeat 2",
+    "lone --seconds 15 --repeat 2",
     "aborts --repeat 1",
     "aborts --streams 200 --cycles 20000 --repeat 1",
     "index",

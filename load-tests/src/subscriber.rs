@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::answer::{Head, rows};
@@ -27,6 +27,8 @@ pub struct Crowd {
     pub ledger: Arc<Ledger>,
     /// How many may be on their way to their first live poll at once.
     pub admission: Semaphore,
+    /// How many runs each must have seen by then, at least.
+    pub runs: usize,
 }
 
 /// What to do after an answer.
@@ -44,7 +46,7 @@ pub struct Subscriber<'a> {
     pub target: Target,
     /// What its next poll says.
     pub cursor: Cursor,
-    ledger: &'a Ledger,
+    crowd: &'a Crowd,
     /// The runs that it has seen, sorted, with the version of each.
     seen: Vec<(u32, u64)>,
     tries: u32,
@@ -56,20 +58,18 @@ impl<'a> Subscriber<'a> {
     /// Waits for admission, so that a server is asked by no more at once than the trial wants.
     pub async fn admitted(crowd: &'a Crowd, target: Target) -> Result<Subscriber<'a>> {
         let admitted = crowd.admission.acquire().await.context("admission closed")?;
-        Ok(Subscriber {
-            target,
-            cursor: Cursor::start(),
-            ledger: &crowd.ledger,
-            seen: Vec::new(),
-            tries: 0,
-            admitted: Some(admitted),
-        })
+        Ok(Subscriber { admitted: Some(admitted), ..Subscriber::new(crowd, target) })
+    }
+
+    fn new(crowd: &'a Crowd, target: Target) -> Subscriber<'a> {
+        let cursor = Cursor::start();
+        Subscriber { target, cursor, crowd, seen: Vec::new(), tries: 0, admitted: None }
     }
 
     /// A poll has been sent.
     pub fn sent(&mut self) {
         if self.cursor.live && self.admitted.take().is_some() {
-            self.ledger.is_live();
+            self.crowd.ledger.is_live();
         }
     }
 
@@ -82,13 +82,18 @@ impl<'a> Subscriber<'a> {
                 self.cursor.follow(head);
                 // Once up to date a client stays so until it is told to start over.
                 self.cursor.live |= body.ends_with(UP_TO_DATE);
+                let (seen, runs) = (self.seen.len(), self.crowd.runs);
+                ensure!(
+                    !self.cursor.live || seen >= runs,
+                    "a list of {seen} runs instead of {runs}"
+                );
                 return Ok(Next::Poll);
             }
             409 => {
                 self.cursor.restart(head);
-                self.ledger.fault(|faults| faults.refetches += 1);
+                self.crowd.ledger.fault(|faults| faults.refetches += 1);
             }
-            429 | 503 => self.ledger.fault(|faults| faults.refusals += 1),
+            429 | 503 => self.crowd.ledger.fault(|faults| faults.refusals += 1),
             status => {
                 let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
                 bail!("status {status}: {text}");
@@ -100,13 +105,13 @@ impl<'a> Subscriber<'a> {
 
     /// The connection ended before the answer did, or was not to be had.
     pub fn disconnected(&mut self) -> Result<()> {
-        self.ledger.fault(|faults| faults.disconnects += 1);
+        self.crowd.ledger.fault(|faults| faults.disconnects += 1);
         self.try_again(|| "no connection".to_owned())
     }
 
     fn try_again(&mut self, what: impl FnOnce() -> String) -> Result<()> {
         self.tries += 1;
-        anyhow::ensure!(self.tries <= TRIES, "{TRIES} times {}", what());
+        ensure!(self.tries <= TRIES, "{TRIES} times {}", what());
         Ok(())
     }
 
@@ -119,18 +124,18 @@ impl<'a> Subscriber<'a> {
             match self.seen.binary_search_by_key(&run, |(run, _)| *run) {
                 Ok(at) => {
                     let last = Some(self.seen[at].1);
-                    self.seen[at].1 = self.ledger.enter(answer, run, version, last, now);
+                    self.seen[at].1 = self.crowd.ledger.enter(answer, run, version, last, now);
                 }
                 Err(at) => {
                     // A run that comes into a list later is news; a snapshot is not.
                     let last = (answer == Answer::Live).then(|| version.saturating_sub(1));
-                    let version = self.ledger.enter(answer, run, version, last, now);
+                    let version = self.crowd.ledger.enter(answer, run, version, last, now);
                     self.seen.insert(at, (run, version));
                 }
             }
         }
         if !any && answer == Answer::Live {
-            self.ledger.held_out();
+            self.crowd.ledger.held_out();
         }
     }
 }
@@ -174,7 +179,8 @@ mod tests {
     async fn every_run_of_a_list_is_followed_by_itself() {
         let ledger = Ledger::new();
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let crowd = Crowd { address, ledger: Arc::clone(&ledger), admission: Semaphore::new(1) };
+        let admission = Semaphore::new(1);
+        let crowd = Crowd { address, ledger: Arc::clone(&ledger), admission, runs: 2 };
         let mut subscriber = Subscriber::admitted(&crowd, Target::tag(0)).await.unwrap();
         let end = std::str::from_utf8(UP_TO_DATE).unwrap();
 
@@ -188,6 +194,8 @@ mod tests {
         subscriber.take(&head(200), &body(&[], end)).unwrap();
         assert_eq!(subscriber.take(&head(409), b"[]").unwrap(), Next::Pause);
         assert!(!subscriber.cursor.live);
+        let mut other = Subscriber::new(&crowd, Target::tag(0));
+        assert!(other.take(&head(200), &body(&[(3, 14)], end)).is_err(), "a run is missing");
         assert!(subscriber.take(&head(403), b"no").is_err());
 
         subscriber.take(&head(200), &body(&[(5, 70)], "]")).unwrap();

@@ -116,7 +116,7 @@ impl Lone {
     ) -> Result<Company> {
         let shared = |at_once| {
             let (ledger, admission) = (Ledger::new(), Semaphore::new(at_once));
-            Arc::new(Crowd { address: turn.server.address, ledger, admission })
+            Arc::new(Crowd { address: turn.server.address, ledger, admission, runs: 1 })
         };
         let (many, lone) = (shared(AT_ONCE), shared(1));
         // Only the tag: the other run carries another.
