@@ -18,7 +18,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::RwLock;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Notify;
 
 use crate::answer::number;
@@ -26,6 +26,9 @@ use crate::layout::number_in_request;
 use crate::prepared::{Prepared, Template};
 use crate::runs::{self, FIRST_VERSION};
 
+/// What Runwire asks of the kernel: connections that wait, unsent bytes of answers.
+const BACKLOG: u32 = 8_192;
+const SOCKET_BUFFER: u32 = 64 * 1024;
 /// What Runwire allows an HTTP/2 connection: streams at once, bytes of bodies, unsent bytes of an answer.
 const MAX_STREAMS: u32 = 1_000;
 const STREAM_WINDOW: u32 = 16 * 1024;
@@ -74,8 +77,7 @@ pub fn serve(settings: &Settings) -> Result<()> {
         drop(closed);
     });
     runtime.block_on(async {
-        // With Runwire's own backlog.
-        let listener = runwire::http::listen::bind(listen).context("listening")?;
+        let listener = bind(listen).context("listening")?;
         println!("{}", listener.local_addr()?);
         std::io::stdout().flush()?;
         // On a worker, as every connection; the main thread only waits for the end.
@@ -85,12 +87,20 @@ pub fn serve(settings: &Settings) -> Result<()> {
     })
 }
 
+/// Listens as Runwire does.
+fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    socket.bind(listen)?;
+    socket.listen(BACKLOG)
+}
+
 impl Bare {
     fn new(template: Template, feeds: usize) -> Arc<Bare> {
-        let topic = |run| Topic {
-            newest: RwLock::new(Arc::new(template.prepare(run, FIRST_VERSION, FIRST_VERSION))),
-            wake: Notify::new(),
-        };
+        // Shared, so that a feed takes no memory of its own before its first change.
+        let first = Arc::new(template.prepare(0, FIRST_VERSION, FIRST_VERSION));
+        let topic = |_| Topic { newest: RwLock::new(first.clone()), wake: Notify::new() };
         Arc::new(Bare { topics: (0..feeds).map(topic).collect(), template })
     }
 }

@@ -17,6 +17,8 @@ pub const HOLDS: &str = "runwire_holds";
 pub const CONNECTIONS: &str = "runwire_connections{listener=\"public\"}";
 /// Topics that somebody waits on now.
 pub const WAITED_TOPICS: &str = "runwire_waited_topics";
+/// How far the stream is behind, in bytes.
+const LAG_BYTES: &str = "runwire_replication_lag_bytes";
 /// How far the stream is behind, in seconds.
 const LAG_SECONDS: &str = "runwire_replication_lag_seconds";
 
@@ -50,16 +52,27 @@ impl Metrics {
     }
 }
 
-/// Asks for the lag on a thread of its own until the first value is dropped; the thread returns the
-/// greatest.
-pub fn sample_lag(admin: SocketAddr) -> (oneshot::Sender<()>, JoinHandle<f64>) {
+/// The greatest lag that was seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lag {
+    /// For how long the stream had been behind, in seconds.
+    pub seconds: f64,
+    /// How far it was, in bytes of log.
+    pub bytes: f64,
+}
+
+/// Asks for the lag on a thread of its own until the first value is dropped. The thread returns the
+/// greatest, `None` if it never got an answer.
+pub fn sample_lag(admin: SocketAddr) -> (oneshot::Sender<()>, JoinHandle<Option<Lag>>) {
     let (stop, mut stopped) = oneshot::channel();
     let sampling = std::thread::spawn(move || {
-        let mut most: f64 = 0.0;
+        let mut most: Option<Lag> = None;
         while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
             // A busy server may be late with an answer; the next look shows what it missed.
             if let Ok(metrics) = Metrics::at(admin) {
-                most = most.max(metrics.sum(LAG_SECONDS));
+                let most = most.get_or_insert_default();
+                most.seconds = most.seconds.max(metrics.sum(LAG_SECONDS));
+                most.bytes = most.bytes.max(metrics.sum(LAG_BYTES));
             }
             std::thread::sleep(SAMPLE);
         }

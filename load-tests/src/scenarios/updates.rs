@@ -10,7 +10,7 @@ use crate::crowd::{AT_ONCE, Coming, fail_if_stuck, gather};
 use crate::latency::{Made, evaluate, signed_ms};
 use crate::layout::Layout;
 use crate::ledger::Faults;
-use crate::metrics::sample_lag;
+use crate::metrics::{Lag, sample_lag};
 use crate::process::Spent;
 use crate::report::{Report, events, others};
 use crate::statistics::{Percentiles, median, middle_and_range};
@@ -55,7 +55,7 @@ struct Flow {
     first_fifth: f64,
     last_fifth: f64,
     caught_up: f64,
-    lag: f64,
+    lag: Lag,
     deliveries: usize,
     spent: Spent,
     faults: Faults,
@@ -139,6 +139,7 @@ impl Updates {
         let spent = turn.parties.since(&before)?;
         drop(stop_sampling);
         let lag = lag.join().map_err(|_| anyhow::anyhow!("the sampling thread panicked"))?;
+        let lag = lag.context("Runwire never told its lag")?;
 
         let deliveries = ledger.take_deliveries();
         let last_commit = made.iter().map(|made| made.change.at).max().unwrap_or(began);
@@ -174,7 +175,7 @@ impl Updates {
             "commit → delivery p50 / p90 / p99 / max, ms",
             "p50 of the first and the last fifth, ms",
             "last subscriber after the last commit, ms",
-            "Runwire's own lag, max, s",
+            "Runwire's own lag, max, s and MiB",
             "deliveries",
             "server CPU, µs per change",
             "Postgres CPU, µs per change",
@@ -203,7 +204,11 @@ impl Updates {
                 ),
                 format!("{:.1}, {:.1}", middle(&|f| f.first_fifth), middle(&|f| f.last_fifth)),
                 middle_and_range(flows.iter().map(|flow| flow.caught_up), 0),
-                middle_and_range(flows.iter().map(|flow| flow.lag), 2),
+                format!(
+                    "{:.2}, {:.2}",
+                    middle(&|f| f.lag.seconds),
+                    middle(&|f| f.lag.bytes / f64::from(1 << 20))
+                ),
                 middle_and_range(flows.iter().map(|flow| flow.deliveries as f64), 0),
                 per_change(|spent| spent.server),
                 per_change(|spent| spent.postgres),
