@@ -101,6 +101,10 @@ pub struct ListenArgs {
     /// Connections that are served at once; more are closed and counted
     #[arg(long, env = "RUNWIRE_MAX_CONNECTIONS", default_value_t = 100_000, value_name = "N")]
     pub max_connections: usize,
+    /// For how long a client may take nothing of what is sent to it before its connection is cut. One
+    /// that is silent for so long is asked by the kernel whether it is there
+    #[arg(long, env = "RUNWIRE_WRITE_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub write_timeout: Duration,
     /// Where Runwire keeps what it must not lose. Nothing yet
     #[arg(long, env = "RUNWIRE_DATA_DIR", default_value = "./runwire-data", value_name = "DIR")]
     pub data_dir: PathBuf,
@@ -258,6 +262,7 @@ impl ServeArgs {
             listen: self.listen.listen,
             admin_listen: self.listen.admin_listen,
             max_connections: self.listen.max_connections,
+            write_timeout: self.listen.write_timeout,
             sql_url: self.database.sql_url()?,
             database_connections: self.database.database_connections,
             // A transaction that would not leave room for anything else is not carried.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub admin_listen: SocketAddr,
     /// Connections that are served at once.
     pub max_connections: usize,
+    /// For how long a client may take nothing of what is written to it.
+    pub write_timeout: Duration,
     /// The primary.
     pub sql_url: ConnectionUrl,
     /// The size of the pool for snapshots and credentials.
@@ -95,9 +98,9 @@ impl Server {
     /// up after that; [`Server::readiness`] tells when.
     pub async fn start(settings: Settings) -> Result<Server, StartError> {
         let metrics = telemetry::install_metrics();
-        let public = listen::bind(settings.listen)
+        let public = listen::bind(settings.listen, settings.write_timeout)
             .map_err(|error| StartError::Listen(settings.listen, error))?;
-        let admin = listen::bind(settings.admin_listen)
+        let admin = listen::bind(settings.admin_listen, settings.write_timeout)
             .map_err(|error| StartError::Listen(settings.admin_listen, error))?;
         let local = |listener: &tokio::net::TcpListener, asked| {
             listener.local_addr().map_err(|error| StartError::Listen(asked, error))
@@ -169,13 +172,22 @@ impl Server {
             }
         };
         let ops = Ops { readiness: Arc::clone(&readiness), metrics };
-        let limit = settings.max_connections;
-        let public_routes = http::public(app, ops.clone());
+        let limit = |connections| listen::Limits { connections, write: settings.write_timeout };
+        let (public_limits, admin_limits) = (limit(settings.max_connections), limit(100));
+        let public_routes = http::public(Arc::clone(&app), ops.clone());
+        let public_answers = http::shortcut::to_feeds(app, public_routes);
+        let admin_answers = TowerToHyperService::new(http::ops::admin(ops));
         let tasks = vec![
             tokio::spawn(ticker.run(stop_stream.clone())),
             tokio::spawn(feeds_work),
-            tokio::spawn(listen::serve("public", public, public_routes, limit, drain.clone())),
-            tokio::spawn(listen::serve("admin", admin, http::ops::admin(ops), 100, drain.clone())),
+            tokio::spawn(listen::serve(
+                "public",
+                public,
+                public_answers,
+                public_limits,
+                drain.clone(),
+            )),
+            tokio::spawn(listen::serve("admin", admin, admin_answers, admin_limits, drain.clone())),
         ];
         Ok(Server { address, admin_address, readiness, drain, stop_stream, stream, tasks })
     }

@@ -19,6 +19,12 @@ metric_names! {
     CONNECTIONS = "runwire_connections";
     /// Connections refused at the limit.
     CONNECTIONS_REFUSED = "runwire_connections_refused_total";
+    /// Requests of an HTTP/2 connection refused at the limit of connections.
+    REQUESTS_REFUSED = "runwire_requests_refused_total";
+    /// Sockets whose client takes nothing of what is written to it now, by listener.
+    SOCKETS_STALLED = "runwire_sockets_stalled";
+    /// Sockets cut, by listener and why: `stalled` (took nothing) or `dead` (answered nothing).
+    SOCKETS_CUT = "runwire_sockets_cut_total";
     /// Long-polls held now, by feed.
     HOLDS = "runwire_holds";
     /// Row changes decoded from the stream.
@@ -91,6 +97,9 @@ const LATENCIES: [f64; 14] =
 fn describe() {
     describe_gauge!(CONNECTIONS, "Connections open now, by listener");
     describe_counter!(CONNECTIONS_REFUSED, "Connections refused at the limit");
+    describe_counter!(REQUESTS_REFUSED, "Requests of HTTP/2 connections refused at the limit");
+    describe_gauge!(SOCKETS_STALLED, "Sockets whose client takes nothing now, by listener");
+    describe_counter!(SOCKETS_CUT, "Sockets cut, by listener and why");
     describe_gauge!(HOLDS, "Long-polls held now, by feed");
     describe_counter!(CHANGES, "Row changes decoded from the stream");
     describe_counter!(DELIVERIES, "Answers that carried a change, by feed");

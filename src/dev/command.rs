@@ -233,6 +233,7 @@ fn settings(args: &DevArgs, database_url: &str) -> Result<server::Settings, DevE
         listen: args.listen.unwrap_or_else(|| usual_or_free(3040)),
         admin_listen: args.admin_listen.unwrap_or_else(|| usual_or_free(3041)),
         max_connections: 10_000,
+        write_timeout: Duration::from_secs(30),
         sql_url: url.clone(),
         database_connections: 8,
         replication: replication::Settings::new(url, NAME.to_owned(), NAME.to_owned()),

@@ -23,7 +23,7 @@ pub(super) struct Welcome<'a> {
 impl Welcome<'_> {
     pub(super) fn text(&self, seeded: &Seeded) -> Result<String, jsonwebtoken::errors::Error> {
         let (url, admin) = (base_url(self.address), base_url(self.admin_address));
-        let (key, run) = (seeded.production.secret_key, seeded.run);
+        let (key, run, batch) = (seeded.production.secret_key, seeded.run, seeded.batch);
         let token = public_token(&seeded.production)?;
         let database = self.database_url;
         let end = match self.kept {
@@ -59,6 +59,10 @@ configure({{ baseURL: "{url}", accessToken: "{token}" }});
 for await (const run of runs.subscribeToRun("{run}")) {{
   console.log(run.id, run.status, run.metadata);
 }}'
+
+That run, a tag and a batch on one page, with React's hooks, once `npm ci && npm run dev` runs in examples/react:
+
+http://127.0.0.1:5173/?baseURL={url}&run={run}&tag=user:1&batch={batch}&accessToken={token}
 
 {end}
 "#

@@ -138,7 +138,7 @@ impl Feeds {
     /// The rows of a query and the changes of the window that it does not show, in one version of
     /// the window; `None` if the query must be repeated. `connections` is how many the stream had
     /// had before the query.
-    fn join(
+    pub(super) fn join(
         &self,
         filter: &Filter,
         connections: u64,

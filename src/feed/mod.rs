@@ -31,6 +31,8 @@ pub use poll::{Next, Poll, Subscription, Update};
 pub use window::{Feed, Limits};
 
 #[cfg(test)]
+mod law_tests;
+#[cfg(test)]
 mod poll_tests;
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,8 @@ use crate::runs::columns::ColumnSet;
 
 /// How many changes are read before others get their turn at the window.
 pub(super) const STRETCH: usize = 4_096;
+/// So few runs are found without an index.
+const FEW: usize = 8;
 /// How many changes are looked through for the one before the news.
 const LOOK_BACK: usize = 64;
 
@@ -47,6 +49,7 @@ pub(super) struct News {
 pub(super) struct Reading {
     next: Position,
     runs: Vec<Touched>,
+    /// Where each of the runs stands, once there are many.
     places: HashMap<Arc<str>, usize>,
     news: News,
 }
@@ -55,8 +58,11 @@ pub(super) struct Reading {
 struct Touched {
     run: Arc<str>,
     changed: ColumnSet,
-    inserted: bool,
-    matched_before: Option<bool>,
+    /// Whether it was of the feed at first, where that is known.
+    had: Option<bool>,
+    /// Whether it came to the feed with one of the changes. What changed while it was elsewhere is
+    /// not found under the feed's topics.
+    entered: bool,
 }
 
 impl Reading {
@@ -111,31 +117,39 @@ impl Reading {
             self.news.last_commit = record.commit_time;
             self.news.just_completed = record.completes;
             self.news.urgent |= record.urgent;
-            let touched = self.touched(&record.run, || filter.matched_before(record));
+            // Who follows a run by itself has had its row from the start.
+            let had = if filter.is_of_one() { Some(true) } else { filter.matched_before(record) };
+            let touched = self.touched(&record.run, had);
             touched.changed = touched.changed.union(record.changed);
-            touched.inserted |= record.inserted;
+            touched.entered |= record.inserted || had != Some(true);
         }
         true
     }
 
-    fn touched(
-        &mut self,
-        run: &Arc<str>,
-        matched_before: impl FnOnce() -> Option<bool>,
-    ) -> &mut Touched {
-        let place = match self.runs.last() {
-            Some(last) if last.run == *run => self.runs.len() - 1,
-            _ => *self.places.entry(Arc::clone(run)).or_insert(self.runs.len()),
-        };
+    fn touched(&mut self, run: &Arc<str>, had: Option<bool>) -> &mut Touched {
+        let place = self.place(run);
         if place == self.runs.len() {
             self.runs.push(Touched {
                 run: Arc::clone(run),
                 changed: ColumnSet::EMPTY,
-                inserted: false,
-                matched_before: matched_before(),
+                entered: false,
+                had,
             });
         }
         &mut self.runs[place]
+    }
+
+    /// Where the run stands among those that were touched, or will stand.
+    fn place(&mut self, run: &Arc<str>) -> usize {
+        let next = self.runs.len();
+        if next < FEW {
+            return self.runs.iter().position(|touched| touched.run == *run).unwrap_or(next);
+        }
+        if self.places.is_empty() {
+            let places = self.runs.iter().zip(0..);
+            self.places.extend(places.map(|(touched, at)| (Arc::clone(&touched.run), at)));
+        }
+        *self.places.entry(Arc::clone(run)).or_insert(next)
     }
 
     /// The news, with each run's last state.
@@ -151,17 +165,15 @@ impl Reading {
         let mut news = self.news;
         for touched in self.runs {
             let Some((image, deleted)) = window.state(&touched.run) else { continue };
-            // Who follows a run by itself has had its row from the start.
-            let had = if filter.is_of_one() { Some(true) } else { touched.matched_before };
             if !filter.may_show(image) {
                 continue;
             }
             let belongs = filter.matches(image);
-            let operation = match had {
+            let operation = match touched.had {
                 Some(false) if deleted || !belongs => continue,
                 None if !belongs => continue,
                 _ if deleted || !belongs => Operation::Delete,
-                Some(true) if !touched.inserted && is_known(image) => Operation::Update,
+                Some(true) if !touched.entered && is_known(image) => Operation::Update,
                 _ => Operation::Insert,
             };
             let image = Arc::clone(image);

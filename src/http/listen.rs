@@ -1,52 +1,107 @@
 //! The accept loop. Its own, since `axum::serve` takes twice the memory per held connection.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use axum::body::Body;
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::connection::{self, Shared};
+use super::socket::{Patience, Socket};
 use crate::telemetry;
 
 /// Connections that the kernel keeps for us while we are busy: a wave of reconnecting clients.
 const BACKLOG: u32 = 8_192;
-/// For how long a connection may take to send a request's head, and may idle between requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// The most that a request's line and headers may take, in bytes; more is answered with a 431.
-const MAX_HEAD: usize = 32 * 1024;
+/// What the kernel may keep of our answers for one client, in bytes; Linux takes twice that much
+/// memory for it. By itself it would go up to 4 MiB for a client that reads nothing. An answer that is
+/// longer waits as a reference to a body that others share.
+const SEND_BUFFER: u32 = 64 * 1024;
 /// How long accepting rests when the process has no descriptor left.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 
-/// Binds the address; port 0 takes a free one.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// What answers the requests of a listener.
+pub trait Answers:
+    Service<
+        Request<Incoming>,
+        Response = Response<Body>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<T> Answers for T where
+    T: Service<
+            Request<Incoming>,
+            Response = Response<Body>,
+            Error = Infallible,
+            Future: Send + 'static,
+        > + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// What bounds a listener's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections that are served at once. Of the requests that are at work at once on one HTTP/2
+    /// connection, every further one counts as another.
+    pub connections: usize,
+    /// For how long a client may take nothing of what is written to it.
+    pub write: Duration,
+}
+
+/// Binds the address; port 0 takes a free one. Accepted sockets inherit what is set here.
+///
+/// A client that has been silent for `silence` is asked by the kernel whether it is there, and given up
+/// when it has said nothing for half as long again. Else one that vanished would keep the place of the
+/// poll that is held for it, and an answer would be offered to it for a quarter of an hour.
+pub fn bind(address: SocketAddr, silence: Duration) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    let options = SockRef::from(&socket);
+    // The kernel counts in whole seconds and takes neither 0 nor many hours.
+    let probed = |after: Duration| after.clamp(Duration::from_secs(1), Duration::from_secs(3_600));
+    let keepalive = TcpKeepalive::new().with_time(probed(silence));
+    options.set_tcp_keepalive(&keepalive.with_interval(probed(silence / 3)))?;
+    #[cfg(target_os = "linux")]
+    options.set_tcp_user_timeout(Some(silence * 3 / 2))?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
 /// Serves connections until `drain`, then lets each finish what it is answering and returns.
 ///
-/// Above `max_connections` new ones are closed at once and counted: clients come back by themselves.
+/// Above the limit new ones are closed at once and counted: clients come back by themselves.
 pub async fn serve(
     name: &'static str,
     listener: TcpListener,
-    routes: Router,
-    max_connections: usize,
+    answers: impl Answers,
+    limits: Limits,
     drain: CancellationToken,
 ) {
     let connections = TaskTracker::new();
     let open = metrics::gauge!(telemetry::CONNECTIONS, "listener" => name);
-    let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+    let refused = metrics::counter!(telemetry::CONNECTIONS_REFUSED, "listener" => name);
+    let places = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+    let patience = Arc::new(Patience::new(name, limits.write));
+    let shared = Arc::new(Shared::new(name, answers, Arc::clone(&places), drain));
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -57,16 +112,19 @@ pub async fn serve(
                     continue;
                 }
             },
-            () = drain.cancelled() => break,
+            () = shared.drain.cancelled() => break,
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            metrics::counter!(telemetry::CONNECTIONS_REFUSED, "listener" => name).increment(1);
+            refused.increment(1);
             continue;
         };
-        let (routes, drain, open) = (routes.clone(), drain.clone(), open.clone());
+        // Without it a small answer may wait for the acknowledgement of the one before.
+        let _ = stream.set_nodelay(true);
+        let socket = Socket::new(stream, Arc::clone(&patience));
+        let (shared, open) = (Arc::clone(&shared), open.clone());
         connections.spawn(async move {
             open.increment(1.0);
-            converse(stream, routes, drain).await;
+            connection::converse(socket, &shared).await;
             open.decrement(1.0);
             drop(place);
         });
@@ -74,21 +132,4 @@ pub async fn serve(
     drop(listener);
     connections.close();
     connections.wait().await;
-}
-
-async fn converse(stream: TcpStream, routes: Router, drain: CancellationToken) {
-    // Without it a small answer may wait for the acknowledgement of the one before.
-    let _ = stream.set_nodelay(true);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    let mut connection = pin!(connection);
-    // An error is the client's going away or its bad syntax, which hyper has answered.
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    let _ = connection.await;
 }

@@ -1,12 +1,16 @@
 //! HTTP: one file per resource. It turns requests into questions to the feed and outcomes into answers.
 
 mod batches;
+mod connection;
 mod cors;
 mod error;
+mod http2;
 pub mod listen;
 pub mod ops;
 mod runs;
 mod shape;
+pub mod shortcut;
+mod socket;
 mod sse;
 mod subscribe;
 
@@ -61,6 +65,23 @@ impl Default for Metrics {
         let of = FeedMetrics::of;
         Metrics { run: of("run"), list: of("list"), batch: of("batch") }
     }
+}
+
+impl Metrics {
+    fn of(&self, kind: Kind) -> &FeedMetrics {
+        match kind {
+            Kind::Run => &self.run,
+            Kind::List => &self.list,
+            Kind::Batch => &self.batch,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Run,
+    List,
+    Batch,
 }
 
 /// The shortest time between two answers that something changed, by environment.

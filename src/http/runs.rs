@@ -5,11 +5,10 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::Response;
-use axum::http::request::Parts;
 
 use super::App;
 use super::error::HttpError;
-use super::subscribe::{Asked, Reply, Subscriber, may_read_run};
+use super::subscribe::{Asked, Route, Subscriber, feed, may_read_run};
 use crate::auth::Resource;
 use crate::feed::{Facts, FeedKey, Runs};
 use crate::runs::created::window;
@@ -20,27 +19,24 @@ pub async fn run(
     Path(run_id): Path<String>,
     request: Request,
 ) -> Response<Body> {
-    // What comes before a wait is boxed, so that it takes no memory while a poll is held: neither its
-    // own state nor the request's headers and buffers.
-    let (head, _) = request.into_parts();
-    let reply = Reply::to(&head.headers);
-    match Box::pin(admit_run(Arc::clone(&app), run_id, head)).await {
-        Ok(asked) => {
-            let metrics = app.metrics.run.clone();
-            reply.serve(app, asked, &metrics, HttpError::NotFound { retry: false }).await
-        }
-        Err(error) => reply.refuse(&error),
-    }
+    feed(app, Route::Run(run_id.into()), request.into_parts().0).await
 }
 
-async fn admit_run(app: Arc<App>, run_id: String, head: Parts) -> Result<Asked, HttpError> {
-    let subscriber = Subscriber::admit(&app, &head).await?;
-    let run: Arc<str> = run_id.into();
+/// The feed of an environment's runs, all or those that carry all of some tags.
+pub async fn list(State(app): State<Arc<App>>, request: Request) -> Response<Body> {
+    feed(app, Route::List, request.into_parts().0).await
+}
+
+pub(super) async fn admit_run(
+    app: &App,
+    subscriber: Subscriber<'_>,
+    run: Arc<str>,
+) -> Result<Asked, HttpError> {
     if subscriber.follows() {
-        may_follow(&app, &subscriber, &run).await?;
+        may_follow(app, &subscriber, &run).await?;
     }
     let feed = FeedKey::run(subscriber.environment(), run);
-    Ok(subscriber.ask(&app, feed))
+    Ok(subscriber.ask(app, feed))
 }
 
 /// Who holds a handle has been told that the run exists; what the scopes say of it is asked anew.
@@ -57,21 +53,7 @@ async fn may_follow(app: &App, who: &Subscriber<'_>, run: &Arc<str>) -> Result<(
     }
 }
 
-/// The feed of an environment's runs, all or those that carry all of some tags.
-pub async fn list(State(app): State<Arc<App>>, request: Request) -> Response<Body> {
-    let (head, _) = request.into_parts();
-    let reply = Reply::to(&head.headers);
-    match Box::pin(admit_list(Arc::clone(&app), head)).await {
-        Ok(asked) => {
-            let metrics = app.metrics.list.clone();
-            reply.serve(app, asked, &metrics, HttpError::NotFound { retry: false }).await
-        }
-        Err(error) => reply.refuse(&error),
-    }
-}
-
-async fn admit_list(app: Arc<App>, head: Parts) -> Result<Asked, HttpError> {
-    let subscriber = Subscriber::admit(&app, &head).await?;
+pub(super) fn admit_list(app: &App, subscriber: Subscriber<'_>) -> Result<Asked, HttpError> {
     let tags = tags(subscriber.query.tags.as_deref().unwrap_or_default())?;
     let mut resources = vec![Resource::all("runs"), Resource::all("tags")];
     resources.extend(tags.iter().map(|tag| Resource::one("tags", tag)));
@@ -79,7 +61,7 @@ async fn admit_list(app: Arc<App>, head: Parts) -> Result<Asked, HttpError> {
     let window = window(subscriber.query.created_at.as_deref(), app.created_max);
     let runs = Runs::Tagged { tags, window };
     let feed = FeedKey { environment: subscriber.environment(), runs };
-    Ok(subscriber.ask(&app, feed))
+    Ok(subscriber.ask(app, feed))
 }
 
 /// The tags of a request, each once, in an order of their own (`runs-and-auth.md`, 3.2).

@@ -81,7 +81,7 @@ pub fn answer(request: ShapeRequest, answer: Answer, gzip: Option<Bytes>) -> Res
     let compressed = gzip.is_some();
     let mut response = Response::new(Body::from(gzip.unwrap_or_else(|| answer.body.plain())));
     let headers = response.headers_mut();
-    headers.clone_from(&FEED_HEADERS);
+    *headers = if request.live { LIVE_HEADERS.clone() } else { CATCH_UP_HEADERS.clone() };
     if compressed {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
@@ -161,13 +161,21 @@ static UP_TO_DATE: Names<2> = [name("electric-up-to-date"), name("electric-chunk
 /// Says that a list was longer than an answer may be.
 static TRUNCATED: HeaderName = name("x-runwire-truncated");
 
-/// What is the same in every complete answer, with room for the rest.
-static FEED_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
-    let mut headers = HeaderMap::with_capacity(24);
+/// All headers of a complete answer to `live=true`, and to others. What differs is replaced in a copy:
+/// a copy takes its memory once and in the right size.
+static LIVE_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| complete_headers(&CURSOR));
+static CATCH_UP_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| complete_headers(&SCHEMA));
+
+fn complete_headers<const N: usize>(own: &'static Names<N>) -> HeaderMap {
+    let empty = HeaderValue::from_static("");
+    let mut headers = HeaderMap::new();
     feed_headers(&mut headers);
-    put(&mut headers, &UP_TO_DATE, HeaderValue::from_static(""));
+    put(&mut headers, &UP_TO_DATE, empty.clone());
+    put(&mut headers, &HANDLE, empty.clone());
+    put(&mut headers, &OFFSET, empty.clone());
+    put(&mut headers, own, empty);
     headers
-});
+}
 
 fn feed_headers(headers: &mut HeaderMap) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

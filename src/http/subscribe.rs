@@ -13,11 +13,10 @@ use tokio::time::Instant;
 
 use super::error::HttpError;
 use super::shape::{self, ShapeQuery, ShapeRequest};
-use super::{App, cors, sse};
+use super::{App, Kind, batches, cors, runs, sse};
 use crate::auth::{Ability, Caller, Resource};
 use crate::feed::{Facts, FeedKey, Open, Outcome, Poll, Runs, View};
 use crate::runs::columns::ColumnSet;
-use crate::telemetry::FeedMetrics;
 
 /// The API version from which on clients know every status.
 const CURRENT_API_VERSION: &[u8] = b"2025-07-16";
@@ -113,31 +112,68 @@ impl<'a> Subscriber<'a> {
     }
 }
 
+/// Which feed a path names.
+pub(super) enum Route {
+    Run(Box<str>),
+    List,
+    Batch(Box<str>),
+}
+
+/// Answers a request for a feed.
+///
+/// What comes before a wait is boxed and goes with its box, so that it takes no memory while a poll
+/// is held: neither its own state nor the request's headers.
+pub(super) fn feed(
+    app: Arc<App>,
+    route: Route,
+    head: Parts,
+) -> impl Future<Output = Response<Body>> + Send {
+    let kind = match route {
+        Route::Run(_) => Kind::Run,
+        Route::List => Kind::List,
+        Route::Batch(_) => Kind::Batch,
+    };
+    let reply = Reply { kind, origin: origin(&head.headers), gzip: accepts_gzip(&head.headers) };
+    let admitted = Box::pin(admit(Arc::clone(&app), route, head));
+    async move {
+        let asked = admitted.await;
+        match asked {
+            Ok(asked) => reply.serve(app, asked).await,
+            Err(error) => reply.refuse(&error),
+        }
+    }
+}
+
+async fn admit(app: Arc<App>, route: Route, head: Parts) -> Result<Asked, HttpError> {
+    let subscriber = Subscriber::admit(&app, &head).await?;
+    match route {
+        Route::Run(run) => runs::admit_run(&app, subscriber, run.into()).await,
+        Route::List => runs::admit_list(&app, subscriber),
+        Route::Batch(batch) => batches::admit(&app, subscriber, batch.into()).await,
+    }
+}
+
+/// A copy: the value itself would keep the buffer that the request was read into.
+fn origin(headers: &HeaderMap) -> Option<HeaderValue> {
+    HeaderValue::from_bytes(headers.get(ORIGIN)?.as_bytes()).ok()
+}
+
 /// How answers go back to this client, whatever they are.
-pub(super) struct Reply {
+struct Reply {
+    kind: Kind,
     origin: Option<HeaderValue>,
     gzip: bool,
 }
 
 impl Reply {
-    pub fn to(headers: &HeaderMap) -> Self {
-        Reply { origin: headers.get(ORIGIN).cloned(), gzip: accepts_gzip(headers) }
-    }
-
-    pub fn refuse(self, error: &HttpError) -> Response<Body> {
+    fn refuse(self, error: &HttpError) -> Response<Body> {
         let mut response = error.response();
         cors::on_refusal(self.origin, response.headers_mut());
         response
     }
 
-    /// Does what was asked and answers. `missing` is the answer if there is no such run or batch.
-    pub async fn serve(
-        self,
-        app: Arc<App>,
-        asked: Asked,
-        metrics: &FeedMetrics,
-        missing: HttpError,
-    ) -> Response<Body> {
+    /// Does what was asked and answers.
+    async fn serve(self, app: Arc<App>, asked: Asked) -> Response<Body> {
         let Asked { shape, work } = asked;
         let outcome = match work {
             Work::OpenRun { open, run, ability } => {
@@ -146,14 +182,14 @@ impl Reply {
             }
             Work::OpenList(open) => Box::pin(app.feeds.open_list(open)).await,
             Work::Stream(poll, expires_at) => {
-                let metrics = metrics.clone();
+                let (app, metrics) = (Arc::clone(&app), app.metrics.of(self.kind).clone());
                 match Box::pin(sse::stream(app, shape, poll, expires_at, metrics)).await {
                     Ok(response) => return response,
                     Err(outcome) => outcome,
                 }
             }
             Work::Poll(poll) => {
-                let held = poll.hold_until.map(|_| Held::begin(&metrics.holds));
+                let held = poll.hold_until.map(|_| Held::begin(&app.metrics.of(self.kind).holds));
                 let outcome = app.feeds.poll(poll).await;
                 drop(held);
                 outcome
@@ -162,13 +198,13 @@ impl Reply {
         match outcome {
             Outcome::Answer(answer) => {
                 if let Some(committed_at) = answer.committed_at {
-                    metrics.delivered(committed_at);
+                    app.metrics.of(self.kind).delivered(committed_at);
                 }
                 let gzip = if self.gzip { Box::pin(answer.body.gzip()).await } else { None };
                 shape::answer(shape, answer, gzip)
             }
             Outcome::MustRefetch(handle) => shape::must_refetch(handle),
-            Outcome::NotFound => self.refuse(&missing),
+            Outcome::NotFound => self.refuse(&HttpError::NotFound { retry: false }),
             Outcome::Forbidden => self.refuse(&HttpError::Forbidden),
             Outcome::Unavailable => self.refuse(&HttpError::Unavailable),
         }

@@ -12,7 +12,7 @@ use super::queue::{FairQueue, Pushed, Ticket, Turn};
 use super::tally::Tally;
 
 /// Bounded concurrency with fair shares: free places go round the environments that wait, and no
-/// environment holds more than three quarters of them. Cheap to clone.
+/// environment holds more than three quarters of them or, of few, all but one. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Gate(Arc<Inner>);
 
@@ -41,7 +41,8 @@ impl Gate {
     /// A gate with so many places, at which at most `waiting` wait; `name` labels its metrics.
     pub fn new(places: usize, waiting: usize, name: &'static str) -> Self {
         let state = State { free: places, held: HashMap::new(), waiting: FairQueue::new(waiting) };
-        let share = (places - places / 4).max(1);
+        // One place at least is there for others, if there is more than one.
+        let share = (places - (places / 4).max(1)).max(1);
         Gate(Arc::new(Inner { share, state: Mutex::new(state), tally: Tally::of(name) }))
     }
 

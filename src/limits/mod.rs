@@ -7,6 +7,8 @@ pub mod budget;
 pub mod gate;
 pub mod queue;
 mod tally;
+#[cfg(test)]
+mod tests;
 
 pub use budget::{Budget, Share};
 pub use gate::{Gate, Place};

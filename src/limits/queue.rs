@@ -104,7 +104,7 @@ impl<T> FairQueue<T> {
     ) -> Option<(Arc<str>, Ticket, T)> {
         let mut at = 0;
         while let Some(environment) = self.turns.get(at) {
-            let Some(lane) = self.lanes.get_mut(environment) else { return None };
+            let lane = self.lanes.get_mut(environment)?;
             let Some(oldest) = lane.first_entry() else {
                 self.lanes.remove(environment);
                 self.turns.remove(at);

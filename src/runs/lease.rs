@@ -2,7 +2,7 @@
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool};
-use sqlx::{Error, Postgres};
+use sqlx::{Connection as _, Error, Postgres};
 
 /// A connection that goes back to the pool only when its statement has ended well.
 ///
@@ -23,7 +23,10 @@ impl Lease {
 
     /// The statement has ended: the connection can serve others.
     pub fn done(mut self) {
-        self.0 = None;
+        if let Some(mut connection) = self.0.take() {
+            // They grew with the largest row, and would stay so.
+            connection.shrink_buffers();
+        }
     }
 }
 

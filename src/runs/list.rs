@@ -106,6 +106,9 @@ pub(super) async fn read(pool: &PgPool, list: &ListQuery) -> Result<List, StoreE
     };
     let bound = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     let mut query = sqlx::query(sql)
+        // Parsed anew every time, since a plan that is kept knows neither how rare the tags are nor
+        // how long ago the list begins: for 200,000 runs, a second instead of a millisecond.
+        .persistent(false)
         .bind(&*list.environment)
         // One more than fits shows that there are more.
         .bind(bound(list.max_rows.saturating_add(1)))

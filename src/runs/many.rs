@@ -47,7 +47,7 @@ impl Carry {
 #[derive(Debug)]
 pub enum Found {
     /// It is there.
-    Run(StoredRun),
+    Run(Box<StoredRun>),
     /// There is no such run in the environment.
     Missing,
     /// It is there and too large to come with others; about so many bytes.
@@ -60,7 +60,7 @@ impl Found {
     /// The run, if it came along.
     pub fn into_run(self) -> Option<StoredRun> {
         match self {
-            Found::Run(run) => Some(run),
+            Found::Run(run) => Some(*run),
             Found::Missing | Found::Large(_) | Found::NotCarried => None,
         }
     }
@@ -124,10 +124,10 @@ pub(super) async fn read(
         let Some(place) = place else { continue };
         let size = row::row_size(&row)?;
         *place = if row::carried(&row)? {
-            Found::Run(StoredRun {
+            Found::Run(Box::new(StoredRun {
                 row: row::tuple(&row, ColumnSet::ALL)?,
                 batch_friendly_id: row.try_get(CELLS + Column::COUNT + 1)?,
-            })
+            }))
         } else if size > carry.row {
             Found::Large(size)
         } else {

@@ -22,8 +22,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub fn new() -> Self {
-        Pace { next: Instant::now(), pause: Duration::ZERO }
+    pub fn new(now: Instant) -> Self {
+        Pace { next: now, pause: Duration::ZERO }
     }
 
     /// When the next batch may go, unless it is full before.
@@ -32,13 +32,72 @@ impl Pace {
     }
 
     /// A batch of so many runs goes now.
-    pub fn sent(&mut self, runs: usize) {
-        let now = Instant::now();
+    pub fn sent(&mut self, now: Instant, runs: usize) {
         // Idle time counts as well: whoever comes after it is not part of a crowd.
         let idle = now.saturating_duration_since(self.next);
         let half = (self.pause / 2).saturating_sub(idle);
         let own = PER_RUN * u32::try_from(runs).unwrap_or(u32::MAX).min(1_000);
         self.pause = own.max(half).min(LONGEST);
         self.next = now + self.pause;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many batches those who come at these times cost, and the longest wait among them.
+    fn batches(arrivals: impl Iterator<Item = Duration>, begin: Instant) -> (usize, Duration) {
+        let mut arrivals = arrivals.map(|after| begin + after).peekable();
+        let mut pace = Pace::new(begin);
+        let (mut batches, mut longest) = (0, Duration::ZERO);
+        while let Some(&first) = arrivals.peek() {
+            let mut now = first.max(pace.next());
+            let mut batch = Vec::new();
+            while let Some(arrival) = arrivals.next_if(|arrival| *arrival <= now) {
+                batch.push(arrival);
+                if batch.len() == 1_000 {
+                    now = now.min(arrival.max(first));
+                    break;
+                }
+            }
+            longest = longest.max(now - first);
+            pace.sent(now, batch.len());
+            batches += 1;
+        }
+        (batches, longest)
+    }
+
+    fn evenly(count: u32, over: Duration) -> impl Iterator<Item = Duration> {
+        (0..count).map(move |nth| over * nth / count)
+    }
+
+    #[test]
+    fn a_crowd_that_trickles_in_costs_tens_of_batches() {
+        for seconds in [1, 2, 3] {
+            let (batches, longest) =
+                batches(evenly(15_000, Duration::from_secs(seconds)), Instant::now());
+            assert!(batches <= 50, "{batches} batches for 15,000 in {seconds} s");
+            assert!(longest <= LONGEST);
+        }
+    }
+
+    #[test]
+    fn a_crowd_in_gusts_costs_tens_of_batches() {
+        // A hundred at once, then one by one, and so on.
+        let gusts = (0..150u64).flat_map(|nth| {
+            let begin = Duration::from_millis(nth * 20);
+            let gust = std::iter::repeat_n(begin, 90);
+            gust.chain((1..=10).map(move |nth| begin + Duration::from_millis(nth)))
+        });
+        let (batches, _) = batches(gusts, Instant::now());
+        assert!(batches <= 50, "{batches} batches");
+    }
+
+    #[test]
+    fn those_who_come_alone_do_not_wait() {
+        let (batches, longest) = batches(evenly(100, Duration::from_secs(1)), Instant::now());
+        assert_eq!(batches, 100);
+        assert_eq!(longest, Duration::ZERO);
     }
 }

@@ -10,27 +10,13 @@ use super::shared_read::SharedRead;
 use super::store::{RunStore, Seen, ServerState, StoreError, StoredRun};
 use crate::limits::{Budget, Full, Gate, Share};
 
-/// For how long a statement may take, and a request wait for its turn.
-pub(super) const QUERY_WAIT: Duration = Duration::from_secs(10);
-/// For how long a request waits that was told to start again.
-const PARKED_WAIT: Duration = Duration::from_secs(60);
-
 /// Whether a request may be refused soon or is parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
-    /// A client's first request: ten seconds.
+    /// A client's first request ([`ReaderLimits::wait`]).
     Fresh,
-    /// One that answers a 409, and comes in waves: a minute.
+    /// One that answers a 409, and comes in waves ([`ReaderLimits::parked_wait`]).
     Parked,
-}
-
-impl Patience {
-    const fn wait(self) -> Duration {
-        match self {
-            Patience::Fresh => QUERY_WAIT,
-            Patience::Parked => PARKED_WAIT,
-        }
-    }
 }
 
 /// A read that did not happen. The caller may ask again later.
@@ -86,6 +72,10 @@ pub struct ReaderLimits {
     pub batch_bytes: usize,
     /// A row above this is read by itself.
     pub row_bytes: usize,
+    /// For how long a statement may take, and a request wait for its turn.
+    pub wait: Duration,
+    /// For how long a request waits that is parked.
+    pub parked_wait: Duration,
 }
 
 impl Default for ReaderLimits {
@@ -98,6 +88,8 @@ impl Default for ReaderLimits {
             batch: 1_000,
             batch_bytes: 16 << 20,
             row_bytes: 256 << 10,
+            wait: Duration::from_secs(10),
+            parked_wait: Duration::from_secs(60),
         }
     }
 }
@@ -133,6 +125,8 @@ pub struct Reader {
     budget: Budget,
     batch_ids: moka::sync::Cache<RunId, Arc<str>>,
     server_state: SharedRead<Result<ServerState, Unavailable>>,
+    wait: Duration,
+    parked_wait: Duration,
 }
 
 impl Reader {
@@ -151,10 +145,15 @@ impl Reader {
                 at_once: batches,
                 waiting: limits.waiting,
                 batch: limits.batch,
-                carry: Carry { row: limits.row_bytes, all: limits.batch_bytes },
+                // Any row that comes along fits into a batch of its own, or it would go round for ever.
+                carry: Carry {
+                    row: limits.row_bytes,
+                    all: limits.batch_bytes.max(limits.row_bytes),
+                },
                 gate: gate.clone(),
                 budget: budget.clone(),
-                patience: PARKED_WAIT,
+                query_wait: limits.wait,
+                patience: limits.parked_wait,
             };
             Flights::start(store.clone(), by, bounds)
         };
@@ -164,6 +163,8 @@ impl Reader {
             look_ups: Gate::new(1, limits.waiting, "look-up"),
             batch_ids: moka::sync::Cache::new(100_000),
             server_state: SharedRead::new(),
+            wait: limits.wait,
+            parked_wait: limits.parked_wait,
             store,
             gate,
             budget,
@@ -178,7 +179,7 @@ impl Reader {
         patience: Patience,
     ) -> Result<Arc<RunRead>, Unavailable> {
         let run = RunId { environment: Arc::clone(environment), id: Arc::clone(friendly_id) };
-        self.runs.read(run, patience.wait()).await
+        self.runs.read(run, self.wait(patience)).await
     }
 
     /// The run of this internal id, as of now or later, with every cell that the stream left out.
@@ -188,7 +189,7 @@ impl Reader {
         internal_id: &Arc<str>,
     ) -> Result<Arc<RunRead>, Unavailable> {
         let run = RunId { environment: Arc::clone(environment), id: Arc::clone(internal_id) };
-        self.rows.read(run, QUERY_WAIT).await
+        self.rows.read(run, self.wait).await
     }
 
     /// A list, which keeps its bytes until it is dropped.
@@ -198,13 +199,14 @@ impl Reader {
         patience: Patience,
     ) -> Result<ListRead, Unavailable> {
         let environment = Arc::clone(&query.environment);
-        let mut share = self.budget.take(&environment, query.max_bytes, patience.wait()).await?;
-        let place = self.gate.enter(&environment, patience.wait()).await?;
-        let store = self.store.clone();
+        let mut share =
+            self.budget.take(&environment, query.max_bytes, self.wait(patience)).await?;
+        let place = self.gate.enter(&environment, self.wait(patience)).await?;
+        let (store, wait) = (self.store.clone(), self.wait);
         // Once it is sent, the statement is left to end, whoever goes away.
         let read = tokio::spawn(async move {
             let _place = place;
-            let list = answer(store.list(&query)).await?;
+            let list = answer(wait, store.list(&query)).await?;
             share.resize(list.rows.iter().map(|row| row.size()).sum());
             Ok(ListRead { list, share })
         });
@@ -221,15 +223,15 @@ impl Reader {
         if let Some(id) = self.batch_ids.get(&batch) {
             return Ok(Some(id));
         }
-        let place = self.look_ups.enter(environment, QUERY_WAIT).await?;
+        let place = self.look_ups.enter(environment, self.wait).await?;
         // Whoever was before us may have asked for the same.
         if let Some(id) = self.batch_ids.get(&batch) {
             return Ok(Some(id));
         }
-        let (store, known) = (self.store.clone(), self.batch_ids.clone());
+        let (store, wait, known) = (self.store.clone(), self.wait, self.batch_ids.clone());
         let read = tokio::spawn(async move {
             let _place = place;
-            let id = answer(store.batch_id(&batch.id, &batch.environment)).await?;
+            let id = answer(wait, store.batch_id(&batch.id, &batch.environment)).await?;
             if let Some(id) = &id {
                 known.insert(batch, Arc::clone(id));
             }
@@ -238,16 +240,31 @@ impl Reader {
         read.await.unwrap_or(Err(Unavailable::Failed))
     }
 
+    /// The bytes that lists and large rows count for until they are dropped.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    fn wait(&self, patience: Patience) -> Duration {
+        match patience {
+            Patience::Fresh => self.wait,
+            Patience::Parked => self.parked_wait,
+        }
+    }
+
     /// How far the server is, now or later.
     pub async fn server_state(&self) -> Result<ServerState, Unavailable> {
-        let store = self.store.clone();
-        let read = async move { answer(store.server_state()).await };
+        let (store, wait) = (self.store.clone(), self.wait);
+        let read = async move { answer(wait, store.server_state()).await };
         self.server_state.get(read).await.unwrap_or(Err(Unavailable::Failed))
     }
 }
 
-async fn answer<T>(read: impl Future<Output = Result<T, StoreError>>) -> Result<T, Unavailable> {
-    match tokio::time::timeout(QUERY_WAIT, read).await {
+async fn answer<T>(
+    wait: Duration,
+    read: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, Unavailable> {
+    match tokio::time::timeout(wait, read).await {
         Ok(answer) => answer.map_err(|error| Unavailable::of(Some(error))),
         Err(_) => Err(Unavailable::of(None)),
     }

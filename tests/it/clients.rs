@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -44,8 +45,28 @@ async fn every_sdk_asks_for_its_run() {
 async fn every_electric_client_asks_for_its_run() {
     let target = refusing_server().await;
     for electric in ["electric-1.0.14", "electric-1.5.28"] {
-        let mut client = Client::electric_run(electric, &target, "run_missing", None).await;
+        let feed = "/realtime/v1/runs/run_missing";
+        let mut client = Client::electric(electric, &target, feed, None).await;
         assert_eq!(client.until_refused(SOON).await, 404, "{electric}");
+    }
+}
+
+#[tokio::test]
+async fn every_sdk_asks_for_its_lists() {
+    let target = refusing_server().await;
+    let feeds =
+        json!([{ "feed": "tags", "tags": ["a", "b"] }, { "feed": "batch", "batch": "batch_1" }]);
+    for sdk in ["sdk-4.8.3", "sdk-4.1", "sdk-3.3.17"] {
+        let mut client = Client::subscribe_lists(sdk, &target, &feeds).await;
+        let mut asked = Vec::new();
+        for _ in 0..2 {
+            let response = client.next_of("response", SOON).await;
+            asked.push((response["path"].clone(), response["query"]["tags"].clone()));
+        }
+        asked.sort_by_key(|asked| asked.0.to_string());
+        let expected =
+            [("/realtime/v1/batches/batch_1", json!(null)), ("/realtime/v1/runs", json!("a,b"))];
+        assert_eq!(asked, expected.map(|(path, tags)| (json!(path), tags)), "{sdk}");
     }
 }
 
@@ -60,5 +81,5 @@ async fn the_newest_sdk_signs_tokens_with_the_secret_key() {
     let claims = decode::<serde_json::Value>(&token, &key, &validation).unwrap().claims;
     assert_eq!(claims["sub"], "env_1");
     assert_eq!(claims["pub"], true);
-    assert_eq!(claims["scopes"], serde_json::json!(["read:runs:run_1", "read:tags:user:1"]));
+    assert_eq!(claims["scopes"], json!(["read:runs:run_1", "read:tags:user:1"]));
 }

@@ -7,7 +7,7 @@ mod crash;
 mod holds;
 mod hung;
 mod hung_slot;
-mod node;
+pub mod node;
 mod random;
 mod standby;
 mod subscriber;

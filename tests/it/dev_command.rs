@@ -15,7 +15,7 @@ use crate::support::process::{alive, arguments, descendants, signal};
 use crate::support::scratch::Scratch;
 
 const SOON: Duration = Duration::from_secs(60);
-const FREE: [&str; 2] = ["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"];
+pub const FREE: [&str; 2] = ["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"];
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_runwire"));
@@ -28,14 +28,14 @@ fn command(arguments: &[&str]) -> Command {
 }
 
 /// A running `runwire dev`.
-struct Dev {
+pub struct Dev {
     process: Child,
     /// What it printed.
-    text: String,
+    pub text: String,
 }
 
 impl Dev {
-    async fn start(arguments: &[&str]) -> Dev {
+    pub async fn start(arguments: &[&str]) -> Dev {
         let mut process = command(arguments).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut text = String::new();
@@ -55,7 +55,7 @@ impl Dev {
     }
 
     /// Ends it by a signal, and asserts that it left nothing but a kept database.
-    async fn end(mut self, by: &str) {
+    pub async fn end(mut self, by: &str) {
         let pid = self.process.id().unwrap();
         let processes = descendants(pid);
         let sockets = |pid: &u32| {

@@ -4,13 +4,16 @@
 mod support;
 
 mod auth;
+mod browser;
 mod clients;
 mod consistency;
 mod dev_command;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
+mod network;
 mod ops;
+mod reader;
 mod replication;
 mod run_feed;
 mod sdk;

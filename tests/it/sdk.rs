@@ -1,7 +1,13 @@
 //! `runs.subscribeToRun` of the real SDKs, through a real gateway, from trigger to completion.
 
 mod electric;
+mod electric_lists;
 mod interrupted;
+mod lists;
+mod lists_interrupted;
+mod lists_scopes;
+mod lists_unpaced;
+mod shape;
 
 use std::time::Duration;
 

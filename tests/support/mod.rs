@@ -1,8 +1,10 @@
 //! What the integration tests stand on.
 
+pub mod browser;
 pub mod cluster;
 pub mod gateway;
 pub mod npm;
+pub mod packages;
 pub mod process;
 pub mod program;
 pub mod runs;

@@ -1,55 +1,13 @@
 //! The real clients, as Node programs that report what they see line by line.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
-use tokio::sync::OnceCell;
 
-fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
-}
-
-/// Installs the clients unless this lock file's are there. Fails, and never skips, without npm.
-async fn install() {
-    static INSTALLED: OnceCell<()> = OnceCell::const_new();
-    let install = || async {
-        let done =
-            tokio::task::spawn_blocking(install_blocking).await.expect("install the clients");
-        done.unwrap_or_else(|error| panic!("cannot install tests/clients: {error}"));
-    };
-    INSTALLED.get_or_init(install).await;
-}
-
-fn install_blocking() -> Result<(), String> {
-    let project = project();
-    let fail = |error: std::io::Error| error.to_string();
-    // Other test processes wait here, then find the work done. Not in node_modules, which npm ci
-    // removes.
-    let lock = File::create(project.join(".install.lock")).map_err(fail)?;
-    lock.lock().map_err(fail)?;
-    let wanted = fs::read(project.join("package-lock.json")).map_err(fail)?;
-    let wanted: String = Sha256::digest(wanted).iter().map(|byte| format!("{byte:02x}")).collect();
-    let stamp = project.join("node_modules/.runwire-installed");
-    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
-        return Ok(());
-    }
-    let output = Command::new("npm")
-        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-        .current_dir(&project)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("npm: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)));
-    }
-    fs::write(stamp, wanted).map_err(fail)
-}
+use super::packages::{CLIENTS, Project};
 
 /// Where to connect, and as whom.
 #[derive(Clone, Debug)]
@@ -58,6 +16,12 @@ pub struct Target {
     pub base_url: String,
     /// A secret key or public token.
     pub access_token: String,
+}
+
+impl Target {
+    fn env(&self) -> [(&'static str, &str); 2] {
+        [("BASE_URL", &self.base_url), ("ACCESS_TOKEN", &self.access_token)]
+    }
 }
 
 /// A running client. Killed when dropped.
@@ -70,12 +34,22 @@ pub struct Client {
 impl Client {
     /// Runs a script of `tests/clients`.
     pub async fn start(script: &str, arguments: &[&str], env: &[(&str, &str)]) -> Client {
-        install().await;
+        Client::of(&CLIENTS, script, arguments, env).await
+    }
+
+    /// Runs a script of a project.
+    pub async fn of(
+        project: &Project,
+        script: &str,
+        arguments: &[&str],
+        env: &[(&str, &str)],
+    ) -> Client {
+        project.install().await;
         let mut process = tokio::process::Command::new("node")
             .arg(script)
             .args(arguments)
             .envs(env.iter().copied())
-            .current_dir(project())
+            .current_dir(project.directory())
             .env("EXIT_WITH_STDIN", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -94,32 +68,48 @@ impl Client {
 
     /// `runs.subscribeToRun` of an SDK: `sdk-4.8.3`, `sdk-4.1` or `sdk-3.3.17`.
     pub async fn subscribe_run(sdk: &str, target: &Target, run: &str) -> Client {
-        Client::start("subscribe-run.mjs", &[sdk], &env(target, run)).await
+        let env = [&target.env()[..], &[("RUN_ID", run)]].concat();
+        Client::start("subscribe-run.mjs", &[sdk], &env).await
     }
 
-    /// The raw feed of a run by an Electric client, from the start or a handle and an offset.
-    pub async fn electric_run(
+    /// Lists, by an SDK or by `core-3.2.0`; see `subscribe-lists.mjs` for what names a feed.
+    pub async fn subscribe_lists(sdk: &str, target: &Target, feeds: &Value) -> Client {
+        let feeds = feeds.to_string();
+        let env = [&target.env()[..], &[("FEEDS", &feeds)]].concat();
+        Client::start("subscribe-lists.mjs", &[sdk], &env).await
+    }
+
+    /// A raw feed (its path and query) by an Electric client, from the start or a handle and an offset.
+    pub async fn electric(
         electric: &str,
         target: &Target,
-        run: &str,
+        feed: &str,
         from: Option<(&str, &str)>,
     ) -> Client {
-        let env = electric_env(target, run, from);
-        Client::start("electric-run.mjs", &[electric], &env).await
+        let env = electric_env(target, feed, from);
+        Client::start("electric.mjs", &[electric], &env).await
     }
 
     /// The same in a browser's tab, whose `localStorage` holds this.
     pub async fn electric_tab(
         electric: &str,
         target: &Target,
-        run: &str,
+        feed: &str,
         from: Option<(&str, &str)>,
         storage: &Value,
     ) -> Client {
         let storage = storage.to_string();
-        let mut env = electric_env(target, run, from);
+        let mut env = electric_env(target, feed, from);
         env.push(("STORAGE", &storage));
-        Client::start("electric-run.mjs", &[electric], &env).await
+        Client::start("electric.mjs", &[electric], &env).await
+    }
+
+    /// Gives it a line.
+    pub async fn tell(&mut self, order: &Value) {
+        let stdin = self.process.stdin.as_mut().expect("stdin is piped");
+        let line = format!("{order}\n");
+        let told = stdin.write_all(line.as_bytes()).await;
+        told.unwrap_or_else(|error| panic!("{} does not listen: {error}", self.name));
     }
 
     /// What the client says next; `None` when it has ended.
@@ -184,23 +174,34 @@ impl Client {
     }
 }
 
-fn env<'a>(target: &'a Target, run: &'a str) -> [(&'static str, &'a str); 3] {
-    [("BASE_URL", &target.base_url), ("ACCESS_TOKEN", &target.access_token), ("RUN_ID", run)]
-}
-
 fn electric_env<'a>(
     target: &'a Target,
-    run: &'a str,
+    feed: &'a str,
     from: Option<(&'a str, &'a str)>,
 ) -> Vec<(&'static str, &'a str)> {
-    let mut env = env(target, run).to_vec();
+    let mut env = [&target.env()[..], &[("FEED", feed)]].concat();
     env.extend(from.iter().flat_map(|(handle, offset)| [("HANDLE", *handle), ("OFFSET", *offset)]));
     env
 }
 
 /// A public token with these scopes (comma-separated), made by the newest SDK.
 pub async fn public_token(environment: &str, secret_key: &str, scopes: &str) -> String {
-    let env = [("ENVIRONMENT_ID", environment), ("SECRET_KEY", secret_key), ("SCOPES", scopes)];
+    public_token_skipping(environment, secret_key, scopes, "").await
+}
+
+/// The same, which also names columns (comma-separated) that its feeds leave out.
+pub async fn public_token_skipping(
+    environment: &str,
+    secret_key: &str,
+    scopes: &str,
+    columns: &str,
+) -> String {
+    let env = [
+        ("ENVIRONMENT_ID", environment),
+        ("SECRET_KEY", secret_key),
+        ("SCOPES", scopes),
+        ("SKIP_COLUMNS", columns),
+    ];
     let mut client = Client::start("create-token.mjs", &[], &env).await;
     let said = client.next_of("token", Duration::from_secs(30)).await;
     said["token"].as_str().expect("a token is text").to_owned()

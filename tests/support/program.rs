@@ -48,6 +48,8 @@ fn ended(output: std::process::Output) -> Ended {
 
 /// A gateway that runs as a process of its own, on free ports. Killed when dropped.
 pub struct Serving {
+    /// Where clients connect: `http://127.0.0.1:port`.
+    pub url: String,
     process: Child,
     operators: String,
     said: watch::Receiver<String>,
@@ -56,20 +58,27 @@ pub struct Serving {
 impl Serving {
     /// Starts `runwire serve`, and waits until it listens.
     pub async fn start(database_url: &str, arguments: &[&str]) -> Serving {
-        let fixed = ["serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"];
+        Serving::start_at("http://127.0.0.1:0", database_url, arguments).await
+    }
+
+    /// The same where an earlier one was.
+    pub async fn start_at(url: &str, database_url: &str, arguments: &[&str]) -> Serving {
+        let listen = url.strip_prefix("http://").expect("a URL of a gateway");
+        let fixed = ["serve", "--listen", listen, "--admin-listen=127.0.0.1:0"];
         let all = [&fixed[..], &["--database-url", database_url], arguments].concat();
         let mut process = command(&all).spawn().expect("run the program");
         let mut lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
         let mut said = String::new();
-        let operators = loop {
+        let (url, operators) = loop {
             let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
             let line = line.expect("a word from the program").expect("read its log");
             let line = line.unwrap_or_else(|| panic!("it does not run: {said}"));
             said.push_str(&line);
             said.push('\n');
             let line: Value = serde_json::from_str(&line).expect("a line of JSON");
-            if let Some(address) = line["fields"]["operators"].as_str() {
-                break format!("http://{address}");
+            let address = |of: &str| Some(format!("http://{}", line["fields"][of].as_str()?));
+            if let (Some(url), Some(operators)) = (address("clients"), address("operators")) {
+                break (url, operators);
             }
         };
         let (log, said) = watch::channel(said);
@@ -78,14 +87,19 @@ impl Serving {
                 log.send_modify(|said| *said = format!("{said}{line}\n"));
             }
         });
-        Serving { process, operators, said }
+        Serving { url, process, operators, said }
     }
 
     /// The same, and waits until it serves feeds.
     pub async fn start_ready(database_url: &str, arguments: &[&str]) -> Serving {
         let serving = Serving::start(database_url, arguments).await;
-        eventually("the program to be ready", || serving.is_ready()).await;
+        serving.ready().await;
         serving
+    }
+
+    /// Waits until it serves feeds.
+    pub async fn ready(&self) {
+        eventually("the program to be ready", || self.is_ready()).await;
     }
 
     /// What `/readyz` says.

@@ -6,12 +6,16 @@ use sqlx::PgPool;
 
 use super::SOON;
 use crate::support::cluster::fresh_database;
-use crate::support::gateway::{Gateway, eventually, settings};
+use crate::support::gateway::{Gateway, Shape, eventually, settings};
 use crate::support::npm::Client;
 use crate::support::runs::{insert_run, set_metadata, update};
 
+/// The feeds of which `run_1` is the one member.
+const RUN: &str = "/realtime/v1/runs/run_1";
+const LIST: &str = "/realtime/v1/runs?tags=a,b";
+
 /// The next batch, and what was asked for until then: status, `live`, and the query.
-async fn next_batch(client: &mut Client, asked: &mut Vec<(u64, bool, Value)>) -> Value {
+pub async fn next_batch(client: &mut Client, asked: &mut Vec<(u64, bool, Value)>) -> Value {
     loop {
         let said = client.next(SOON).await.expect("the client goes on");
         match said["type"].as_str() {
@@ -28,7 +32,7 @@ async fn next_batch(client: &mut Client, asked: &mut Vec<(u64, bool, Value)>) ->
 }
 
 /// The row messages of a batch: operation and value.
-fn rows(batch: &Value) -> Vec<(&str, &Value)> {
+pub fn rows(batch: &Value) -> Vec<(&str, &Value)> {
     let messages = batch["messages"].as_array().unwrap().iter();
     messages
         .filter(|message| !message["value"].is_null())
@@ -36,7 +40,7 @@ fn rows(batch: &Value) -> Vec<(&str, &Value)> {
         .collect()
 }
 
-fn place(batch: &Value) -> (String, String) {
+pub fn place(batch: &Value) -> (String, String) {
     let text = |field: &str| batch[field].as_str().unwrap().to_owned();
     (text("handle"), text("offset"))
 }
@@ -60,11 +64,11 @@ async fn a_stored_handle_and_offset_bring_only_what_changed_also_after_a_restart
     let target = gateway.target(environment.secret_key);
     let resume = async |(handle, offset): &(String, String)| {
         let from = Some((handle.as_str(), offset.as_str()));
-        Client::electric_run("electric-1.0.14", &target, "run_1", from).await
+        Client::electric("electric-1.0.14", &target, RUN, from).await
     };
 
     let mut asked = Vec::new();
-    let mut client = Client::electric_run("electric-1.0.14", &target, "run_1", None).await;
+    let mut client = Client::electric("electric-1.0.14", &target, RUN, None).await;
     let batch = next_batch(&mut client, &mut asked).await;
     let [("insert", row)] = rows(&batch)[..] else { panic!("{batch}") };
     assert_eq!((&row["friendlyId"], &row["isTest"]), (&json!("run_1"), &json!(false)));
@@ -97,24 +101,30 @@ async fn a_stored_handle_and_offset_bring_only_what_changed_also_after_a_restart
 
 /// A handle that the window no longer holds: one 409, one refetch, and on. Then the same tab comes
 /// back, and remembers the handle that was refused.
-async fn refetches_once(electric: &str) {
+async fn refetches_once(electric: &str, feed: &str) {
     let database = fresh_database().await;
     let (environment, pool) = (database.seeded.production, &database.pool);
     let key = environment.secret_key;
     insert_run(pool, environment.id, "run_1").await;
+    update(pool, "run_1", r#""runTags" = '{a,b}'"#).await;
     let gateway = Gateway::start(&database.url, &["--window=1s"]).await;
     let target = gateway.target(key);
-    let open = gateway.open("run_1", key).await;
+    let ask = async |query: &str| {
+        let separator = if feed.contains('?') { '&' } else { '?' };
+        let request = gateway.get(&format!("{feed}{separator}{query}"), key);
+        Shape::read(request.send().await.expect("an answer")).await
+    };
+    let open = ask("offset=-1").await;
     set_metadata(pool, "run_1", 1).await;
     eventually("the window to forget", || async {
         // Something must commit, that what is old be looked at.
         update(pool, "run_1", "number = number + 1").await;
-        gateway.catch_up("run_1", key, &open).await.status == 409
+        ask(&format!("handle={}&offset={}", open.handle(), open.offset())).await.status == 409
     })
     .await;
 
     let (handle, from) = (open.handle(), Some((open.handle(), open.offset())));
-    let mut client = Client::electric_tab(electric, &target, "run_1", from, &json!({})).await;
+    let mut client = Client::electric_tab(electric, &target, feed, from, &json!({})).await;
     let mut asked = Vec::new();
     let mut storage = json!({});
     let mut batches = Vec::new();
@@ -150,7 +160,7 @@ async fn refetches_once(electric: &str) {
         storage["electric_up_to_date_tracker"] = json!(tracked.to_string());
     }
 
-    let mut tab = Client::electric_tab(electric, &target, "run_1", None, &storage).await;
+    let mut tab = Client::electric_tab(electric, &target, feed, None, &storage).await;
     let mut asked = Vec::new();
     let batch = next_batch(&mut tab, &mut asked).await;
     let [("insert", row)] = rows(&batch)[..] else { panic!("{electric}: {batch}") };
@@ -169,7 +179,8 @@ async fn goes_on(electric: &str, client: &mut Client, pool: &PgPool, version: i6
     let mut asked = Vec::new();
     let batch = next_batch(client, &mut asked).await;
     let metadata = json!({ "v": version }).to_string();
-    let [("update", row)] = rows(&batch)[..] else { panic!("{electric}: {batch}") };
+    // In a list it is whole again if the window has forgotten the run meanwhile.
+    let [(_, row)] = rows(&batch)[..] else { panic!("{electric}: {batch}") };
     assert_eq!(row["metadata"], metadata, "{electric}");
     let asked: Vec<_> = asked.iter().map(|(status, live, _)| (*status, *live)).collect();
     assert_eq!(asked, [(200, true)], "{electric}");
@@ -178,10 +189,20 @@ async fn goes_on(electric: &str, client: &mut Client, pool: &PgPool, version: i6
 
 #[tokio::test]
 async fn electric_1_0_14_refetches_once_what_the_window_no_longer_holds() {
-    refetches_once("electric-1.0.14").await;
+    refetches_once("electric-1.0.14", RUN).await;
 }
 
 #[tokio::test]
 async fn electric_1_5_28_refetches_once_what_the_window_no_longer_holds() {
-    refetches_once("electric-1.5.28").await;
+    refetches_once("electric-1.5.28", RUN).await;
+}
+
+#[tokio::test]
+async fn electric_1_0_14_refetches_a_list_once_too() {
+    refetches_once("electric-1.0.14", LIST).await;
+}
+
+#[tokio::test]
+async fn electric_1_5_28_refetches_a_list_once_too() {
+    refetches_once("electric-1.5.28", LIST).await;
 }

@@ -77,7 +77,8 @@ async fn expires_in_time(
     claims["exp"] = json!(claims["iat"].as_u64().unwrap() + life);
     let issued = Instant::now();
     let target = gateway.target(token::sign(&claims, environment.secret_key));
-    let mut electric = Client::electric_run("electric-1.0.14", &target, run, None).await;
+    let feed = format!("/realtime/v1/runs/{run}");
+    let mut electric = Client::electric("electric-1.0.14", &target, &feed, None).await;
     let mut sdk = Client::subscribe_run("sdk-4.8.3", &target, run).await;
     for client in [&mut electric, &mut sdk] {
         if client.next_of("response", SOON).await["status"] == 401 {

@@ -1,5 +1,5 @@
-// Reads RUN_ID's raw feed at BASE_URL with ACCESS_TOKEN, by the Electric client that the first
-// argument names; goes on from HANDLE and OFFSET if they are set. Prints `messages` per batch. With
+// Reads the raw feed that FEED (path and query) names at BASE_URL with ACCESS_TOKEN, by the Electric client
+// that the first argument names; goes on from HANDLE and OFFSET if they are set. Prints `messages` per batch. With
 // STORAGE (a JSON object) it has a browser's localStorage that holds this, and prints its changes.
 import { observe, observeError, observeResponses, required } from "./observe.mjs";
 
@@ -22,7 +22,7 @@ if (stored) {
 observeResponses();
 const { ShapeStream } = await import(alias);
 const stream = new ShapeStream({
-  url: `${required("BASE_URL")}/realtime/v1/runs/${required("RUN_ID")}`,
+  url: required("BASE_URL") + required("FEED"),
   headers: { Authorization: `Bearer ${required("ACCESS_TOKEN")}` },
   ...(handle && offset ? { handle, offset } : {}),
   onError: observeError,

@@ -1,0 +1,131 @@
+//! A cleartext HTTP/2 connection, as a proxy in front opens it: many clients' requests on one socket.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::ORIGIN;
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::connection::{HEAD_TIMEOUT, MAX_HEAD, Shared};
+use super::cors;
+use super::error::HttpError;
+use super::listen::Answers;
+use super::socket::Socket;
+
+/// Requests that one connection may have at work at once; clients keep more back.
+const MAX_STREAMS: u32 = 1_000;
+/// What a client may send of bodies before we have read it, per request and per connection, in bytes.
+/// Requests have no bodies worth reading.
+const STREAM_WINDOW: u32 = 16 * 1024;
+const CONNECTION_WINDOW: u32 = 64 * 1024;
+/// What of one answer is taken from its body before the client has room for it, in bytes.
+const SEND_BUFFER: usize = 16 * 1024;
+/// A client is asked this often whether it is there, and given up when it does not say so in time.
+const PING: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Answers requests until the client, an error, idleness or the drain ends the connection.
+pub async fn converse<A: Answers>(socket: Socket, shared: &Arc<Shared<A>>) {
+    let work = Arc::new(Work::default());
+    let service = {
+        let (shared, work) = (Arc::clone(shared), Arc::clone(&work));
+        service_fn(move |request| answer(Arc::clone(&shared), AtWork::begin(&work), request))
+    };
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .serve_connection(TokioIo::new(socket), service);
+    let mut connection = pin!(connection);
+    let mut looks = tokio::time::interval_at(Instant::now() + HEAD_TIMEOUT, HEAD_TIMEOUT);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The end in either case: GOAWAY, and what has been asked is still answered.
+    loop {
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = shared.drain.cancelled() => break,
+            _ = looks.tick() => {
+                if work.is_idle() {
+                    break;
+                }
+            }
+        }
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
+}
+
+/// Answers one request, if it finds a place. The connection's own place is for the first of those
+/// that are at work.
+async fn answer<A: Answers>(
+    shared: Arc<Shared<A>>,
+    at_work: AtWork,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let place = match at_work.is_first {
+        true => None,
+        false => match Arc::clone(&shared.places).try_acquire_owned() {
+            Ok(place) => Some(place),
+            Err(_) => {
+                shared.refused.increment(1);
+                let mut response = HttpError::Unavailable.response();
+                let origin = request.headers().get(ORIGIN).cloned();
+                cors::on_refusal(origin, response.headers_mut());
+                return Ok(response);
+            }
+        },
+    };
+    let response = shared.answers.call(request).await;
+    drop((place, at_work));
+    response
+}
+
+/// The requests of a connection.
+#[derive(Debug, Default)]
+struct Work {
+    now: AtomicUsize,
+    since_last_look: AtomicUsize,
+}
+
+impl Work {
+    /// Whether nothing has been asked since the last look, and nothing is at work from before.
+    fn is_idle(&self) -> bool {
+        let asked = self.since_last_look.swap(0, Ordering::Relaxed);
+        asked == 0 && self.now.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// A request at work, however it ends.
+#[derive(Debug)]
+struct AtWork {
+    work: Arc<Work>,
+    is_first: bool,
+}
+
+impl AtWork {
+    fn begin(work: &Arc<Work>) -> AtWork {
+        work.since_last_look.fetch_add(1, Ordering::Relaxed);
+        let is_first = work.now.fetch_add(1, Ordering::Relaxed) == 0;
+        AtWork { work: Arc::clone(work), is_first }
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.work.now.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,190 @@
+//! A client's socket: it tells which protocol the client speaks, and gives up one that takes nothing.
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use crate::telemetry;
+
+/// What an HTTP/2 client says first (RFC 9113, 3.4). No HTTP/1.1 request begins like this.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the sockets of a listener have in common.
+#[derive(Debug)]
+pub struct Patience {
+    /// For how long a write may make no progress at all before its socket is cut.
+    write: Duration,
+    stalled: Gauge,
+    cut_stalled: Counter,
+    cut_dead: Counter,
+}
+
+impl Patience {
+    /// That of the listener of this name.
+    pub fn new(listener: &'static str, write: Duration) -> Patience {
+        let cut =
+            |why| metrics::counter!(telemetry::SOCKETS_CUT, "listener" => listener, "why" => why);
+        Patience {
+            write,
+            stalled: metrics::gauge!(telemetry::SOCKETS_STALLED, "listener" => listener),
+            cut_stalled: cut("stalled"),
+            cut_dead: cut("dead"),
+        }
+    }
+}
+
+/// A connected socket. A write that makes no progress for the listener's limit fails with
+/// [`ErrorKind::TimedOut`], after which what the kernel still holds for the client is thrown away.
+#[derive(Debug)]
+pub struct Socket {
+    stream: TcpStream,
+    patience: Arc<Patience>,
+    /// There is a timer only while a write waits: most sockets never need one.
+    stall: Option<Stall>,
+    /// What was read to tell the protocol, and how much of it.
+    first: [u8; PREFACE.len()],
+    first_len: u8,
+    first_taken: u8,
+}
+
+#[derive(Debug)]
+struct Stall {
+    limit: Pin<Box<Sleep>>,
+    stalled: Gauge,
+}
+
+impl Stall {
+    fn begin(patience: &Patience) -> Stall {
+        patience.stalled.increment(1.0);
+        let limit = Box::pin(tokio::time::sleep(patience.write));
+        Stall { limit, stalled: patience.stalled.clone() }
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        self.stalled.decrement(1.0);
+    }
+}
+
+impl Socket {
+    /// Takes over an accepted stream.
+    pub fn new(stream: TcpStream, patience: Arc<Patience>) -> Socket {
+        let first = [0; PREFACE.len()];
+        Socket { stream, patience, stall: None, first, first_len: 0, first_taken: 0 }
+    }
+
+    /// Whether the client speaks HTTP/2: reads until that is certain, at most the preface's 24 bytes,
+    /// which the first reads then give out again. A client that says nothing is waited for.
+    pub async fn speaks_http2(&mut self) -> io::Result<bool> {
+        loop {
+            let len = usize::from(self.first_len);
+            if self.first[..len] != PREFACE[..len] {
+                return Ok(false);
+            }
+            if len == PREFACE.len() {
+                return Ok(true);
+            }
+            self.stream.readable().await?;
+            match self.stream.try_read(&mut self.first[len..]) {
+                // It has said all that it will say: HTTP/1.1 judges what there is.
+                Ok(0) => return Ok(false),
+                Ok(read) => self.first_len += read as u8, // at most 24
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn judge(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let Poll::Pending = written else {
+            self.stall = None;
+            if let Poll::Ready(Err(error)) = &written {
+                self.note(error);
+            }
+            return written;
+        };
+        let stall = self.stall.get_or_insert_with(|| Stall::begin(&self.patience));
+        if stall.limit.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.stall = None;
+        self.patience.cut_stalled.increment(1);
+        // Else the kernel would keep what the client does not take, and go on offering it.
+        let _ = self.stream.set_zero_linger();
+        Poll::Ready(Err(ErrorKind::TimedOut.into()))
+    }
+
+    /// The kernel gives up a peer that answers nothing any more; see [`super::listen::bind`].
+    fn note(&self, error: &io::Error) {
+        if error.kind() == ErrorKind::TimedOut {
+            self.patience.cut_dead.increment(1);
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let left = &this.first[usize::from(this.first_taken)..usize::from(this.first_len)];
+        let given = left.len().min(buf.remaining());
+        if given > 0 {
+            buf.put_slice(&left[..given]);
+            this.first_taken += given as u8; // at most 24
+        }
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if let Poll::Ready(Err(error)) = &read {
+            this.note(error);
+        }
+        // What follows the first bytes comes with them, or hyper would make room for a second read.
+        if given > 0 { Poll::Ready(Ok(())) } else { read }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.judge(written, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.judge(written, cx)
+    }
+
+    /// So that a body which many answers share is written from where it lies.
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
