@@ -32,6 +32,7 @@ pub struct Head<'a> {
 
 static END_OF_HEAD: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
 static VERSION: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#"\"v\":"#));
+static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#"TaskRun\"/\"cload"#));
 
 impl<'a> Head<'a> {
     /// Reads the head at the start of `bytes`; `None` while it is not complete.
@@ -112,6 +113,20 @@ pub fn versions(body: &[u8]) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
+/// Every row that the body shows: which run, and which version of it.
+pub fn rows(body: &[u8]) -> impl Iterator<Item = (u32, u64)> {
+    let mut keys = KEY.find_iter(body).peekable();
+    let mut key = None;
+    versions(body).filter_map(move |(at, version)| {
+        // A row's key stands before its values.
+        while let Some(next) = keys.next_if(|next| *next < at) {
+            key = Some(next);
+        }
+        let run = number(&body[key? + KEY.needle().len()..])?;
+        Some((u32::try_from(run).ok()?, version))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,5 +159,19 @@ mod tests {
         let body = br#"[{"value":{"metadata":"{\"v\":1000001}"}},{"value":{"metadata":"{\"v\":1000002}"}}]"#;
         let found: Vec<u64> = versions(body).map(|(_, version)| version).collect();
         assert_eq!(found, [1_000_001, 1_000_002]);
+    }
+
+    #[test]
+    fn a_row_is_a_key_and_the_version_after_it() {
+        let row = |run: usize, version: u64| {
+            let id = crate::runs::internal_id(run);
+            format!(
+                r#"{{"key":"\"public\".\"TaskRun\"/\"{id}\"","value":{{"id":"{id}","metadata":"{{\"v\":{version}}}"}}}}"#
+            )
+        };
+        let gone = row(9, 0).replace(r#"\"v\":0"#, "");
+        let body = [row(7, 1_000_001), gone, row(0, 1_000_005)].join(",");
+        let found: Vec<_> = rows(body.as_bytes()).collect();
+        assert_eq!(found, [(7, 1_000_001), (0, 1_000_005)]);
     }
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use runwire::dev::postgres::{Options, Postgres};
 use sqlx::{Connection, PgConnection, Row};
 
+use crate::layout::Layout;
 use crate::runs;
 
 /// What a trial asks of the database.
@@ -46,8 +47,8 @@ pub async fn start(settings: Settings) -> Result<Database> {
     Ok(Database { url, programs: postgres.bin_dir().to_owned(), pid, _postgres: postgres })
 }
 
-/// Makes an environment with its key and `count` runs of about 1.8 kB with three tags each.
-pub async fn seed(url: &str, count: usize) -> Result<()> {
+/// Makes an environment with its key and the layout's runs, of about 1.8 kB with three tags each.
+pub async fn seed(url: &str, layout: Layout) -> Result<()> {
     let mut connection = PgConnection::connect(url).await?;
     let statement = format!(
         r#"
@@ -58,22 +59,25 @@ pub async fn seed(url: &str, count: usize) -> Result<()> {
             VALUES ('proj_load', 'Load', 'load', 'proj_loadloadloadload', 'org_load', 'V2', now());
         INSERT INTO "RuntimeEnvironment" (id, slug, type, "apiKey", "pkApiKey", shortcode,
                 "organizationId", "projectId", "updatedAt")
-            VALUES ('env_load', 'prod', 'PRODUCTION', '{key}', 'pk_prod_load', 'load',
+            VALUES ('{environment}', 'prod', 'PRODUCTION', '{key}', 'pk_prod_load', 'load',
                 'org_load', 'proj_load', now());
         INSERT INTO "TaskRun" (id, "friendlyId", engine, status, "taskIdentifier", payload,
                 "runtimeEnvironmentId", "environmentType", "projectId", "organizationId", queue,
                 "traceId", "spanId", "runTags", "updatedAt", "startedAt", metadata)
             SELECT 'cload' || lpad(n::text, 20, '0'), 'run_cload' || lpad(n::text, 20, '0'), 'V2',
                 'EXECUTING', 'load-task', '{{"text":"' || repeat('runwire ', 150) || '"}}',
-                'env_load', 'PRODUCTION', 'proj_load', 'org_load', 'task/load-task',
+                '{environment}', 'PRODUCTION', 'proj_load', 'org_load', 'task/load-task',
                 md5(n::text), left(md5(n::text), 16),
-                ARRAY['user:' || n % 1000, 'kind:load', 'shard:' || n % 16],
+                {tags},
                 now(), now(), '{{"v":{first}}}'
             FROM generate_series(0, {count} - 1) AS n;
         ANALYZE "TaskRun";
         CHECKPOINT;
         "#,
+        environment = runs::ENVIRONMENT,
         key = runs::SECRET_KEY,
+        tags = layout.tags_sql(),
+        count = layout.runs,
         first = runs::FIRST_VERSION,
     );
     // The text is made of constants and numbers.

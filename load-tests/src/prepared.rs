@@ -1,27 +1,31 @@
-//! The answer that the bare server gives: a real one of Runwire's, with its version exchanged.
+//! The answer that the bare server gives: a real one of Runwire's, with its run and version exchanged.
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::answer::{Framing, Head, join_chunks, versions};
-use crate::runs::FIRST_VERSION;
+use crate::record::Wanted;
+use crate::runs::{self, FIRST_VERSION};
 
-/// A recorded answer, ready to be given for any version.
+/// A recorded answer, ready to be given for any version of any run.
 pub struct Template {
     headers: HeaderMap,
     offset_digits: usize,
     offset_end: String,
-    before_version: Vec<u8>,
-    after_version: Vec<u8>,
+    body: Vec<u8>,
+    /// Where the body names the run: the places of its digits.
+    runs: Vec<usize>,
+    /// Where it shows the version; nowhere if the answer says that nothing is new.
+    versions: Vec<usize>,
     /// Whether the recorded head had a `date`, which hyper then adds by itself.
     pub dated: bool,
 }
 
-/// The answer that brings one version.
+/// An answer that brings one version of a run.
 pub struct Prepared {
-    /// The version.
-    pub version: u64,
+    /// How many answers its feed had before; its offset says so.
+    pub sequence: u64,
     /// All headers but those that hyper adds.
     pub headers: HeaderMap,
     /// The body.
@@ -43,9 +47,10 @@ impl Template {
             Framing::Chunked => join_chunks(after_head).map(|(body, _)| body),
         };
         let body = body.context("the recorded body is not complete")?;
-        let (digits, version) =
-            versions(&body).last().context("the recorded body shows no version")?;
-        let after = digits + version.to_string().len();
+        let id = runs::internal_id(0);
+        let (name, digits) = id.split_at(id.len() - runs::DIGITS);
+        let named = memchr::memmem::find_iter(&body, name).map(|at| at + name.len());
+        let named: Vec<usize> = named.filter(|at| body.len() >= at + digits.len()).collect();
 
         let mut headers = HeaderMap::new();
         let mut dated = false;
@@ -62,34 +67,51 @@ impl Template {
             headers,
             offset_digits,
             offset_end: String::from_utf8_lossy(&offset[offset_digits..]).into_owned(),
-            before_version: body[..digits].to_vec(),
-            after_version: body[after..].to_vec(),
+            runs: named,
+            versions: versions(&body).map(|(at, _)| at).collect(),
+            body,
             dated,
         })
     }
 
-    /// The answer for one version. Its offset names the version in as many digits as were recorded.
-    pub fn prepare(&self, version: u64) -> Prepared {
-        let digits = version.to_string();
-        let body = [&self.before_version[..], digits.as_bytes(), &self.after_version].concat();
+    /// Whether it brings news. If not, it answers polls that are not live, always at once.
+    pub fn has_news(&self) -> bool {
+        !self.versions.is_empty()
+    }
+
+    /// The answer for one version of a run. Its offset is the sequence number, in as many digits as
+    /// were recorded; nothing in it changes its length.
+    pub fn prepare(&self, run: usize, version: u64, sequence: u64) -> Prepared {
+        let mut body = self.body.clone();
+        let mut write = |places: &[usize], digits: String| {
+            for at in places {
+                body[*at..at + digits.len()].copy_from_slice(digits.as_bytes());
+            }
+        };
+        write(&self.runs, format!("{run:0width$}", width = runs::DIGITS));
+        write(&self.versions, version.to_string());
         let mut headers = self.headers.clone();
         let (width, end) = (self.offset_digits, &self.offset_end);
-        if let Ok(offset) = HeaderValue::from_str(&format!("{version:0width$}{end}")) {
+        if let Ok(offset) = HeaderValue::from_str(&format!("{sequence:0width$}{end}")) {
             headers.insert("electric-offset", offset);
         }
-        Prepared { version, headers, body: body.into() }
+        Prepared { sequence, headers, body: body.into() }
     }
 }
 
 /// An answer of about the size of Runwire's, for trials of the load generator without Runwire.
-pub fn sample() -> Vec<u8> {
+pub fn sample(wanted: Wanted) -> Vec<u8> {
     let key = r#""key":"\"public\".\"TaskRun\"/\"cload00000000000000000000\"""#;
     let value = format!(
         r#""id":"cload00000000000000000000","status":"EXECUTING","updatedAt":"2026-01-02T03:04:05.678","metadata":"{{\"v\":{FIRST_VERSION}}}""#
     );
-    let body = format!(
-        r#"[{{{key},"value":{{{value}}},"headers":{{"operation":"update"}}}},{{"headers":{{"control":"up-to-date"}}}}]"#
-    );
+    let row = match wanted {
+        Wanted::Change => {
+            format!(r#"{{{key},"value":{{{value}}},"headers":{{"operation":"update"}}}},"#)
+        }
+        Wanted::NothingNew => String::new(),
+    };
+    let body = format!(r#"[{row}{{"headers":{{"control":"up-to-date"}}}}]"#);
     let families = [
         (
             "electric-handle",
@@ -122,17 +144,21 @@ pub fn sample() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answer::rows;
 
     #[test]
-    fn only_the_version_and_the_offset_change_and_no_length_does() {
-        let recorded = sample();
+    fn only_the_run_the_version_and_the_offset_change_and_no_length_does() {
+        let recorded = sample(Wanted::Change);
         let template = Template::read(&recorded).unwrap();
-        assert!(template.dated);
-        let prepared = template.prepare(FIRST_VERSION + 7);
-        let found: Vec<u64> = versions(&prepared.body).map(|(_, version)| version).collect();
-        assert_eq!(found, [FIRST_VERSION + 7]);
-        assert!(recorded.ends_with(&template.prepare(FIRST_VERSION).body));
-        assert_eq!(prepared.headers["electric-offset"], "01000007_1");
+        assert!(template.dated && template.has_news());
+        let prepared = template.prepare(42, FIRST_VERSION + 7, 1_000_003);
+        let found: Vec<_> = rows(&prepared.body).collect();
+        assert_eq!(found, [(42, FIRST_VERSION + 7)]);
+        let text = String::from_utf8(prepared.body.to_vec()).unwrap();
+        assert_eq!(text.matches(&runs::internal_id(42)).count(), 2);
+        assert_eq!(prepared.headers["electric-offset"], "01000003_1");
         assert_eq!(prepared.headers.len(), 12, "all but date and content-length");
+        assert!(!Template::read(&sample(Wanted::NothingNew)).unwrap().has_news());
+        assert!(recorded.ends_with(&template.prepare(0, FIRST_VERSION, 0).body));
     }
 }

@@ -6,14 +6,20 @@ pub const FIRST_VERSION: u64 = 1_000_000;
 /// The secret key of the environment that holds the runs.
 pub const SECRET_KEY: &str = "tr_prod_loadloadloadloadloadload";
 
+/// The environment that holds them.
+pub const ENVIRONMENT: &str = "env_load";
+
+/// With how many digits an id ends, which are the run's number.
+pub const DIGITS: usize = 20;
+
 /// The internal id of a run.
 pub fn internal_id(run: usize) -> String {
-    format!("cload{run:020}")
+    format!("cload{run:0DIGITS$}")
 }
 
 /// The id by which clients know it.
 pub fn friendly_id(run: usize) -> String {
-    format!("run_cload{run:020}")
+    format!("run_cload{run:0DIGITS$}")
 }
 
 /// The number of the run whose friendly id ends the path.

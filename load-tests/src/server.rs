@@ -16,12 +16,16 @@ use crate::cores::on_core;
 /// How long a server may take to come up and to go down.
 const START_LIMIT: Duration = Duration::from_secs(300);
 const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// More than any trial has.
+const MAX_CONNECTIONS: &str = "1000000";
 
 /// A server process. Killed when dropped.
 pub struct Server {
     child: Child,
     /// Its public address.
     pub address: SocketAddr,
+    /// Where Runwire shows its metrics; the bare server has none.
+    pub admin: Option<SocketAddr>,
     /// From the start of the process until it was ready.
     pub ready_after: Duration,
 }
@@ -38,6 +42,8 @@ pub struct Runwire<'a> {
     pub scratch: &'a Path,
     /// The core that it runs on.
     pub core: usize,
+    /// How long it holds a poll that nothing is new for, if not as long as it does by itself.
+    pub hold: Option<Duration>,
 }
 
 impl Runwire<'_> {
@@ -54,17 +60,22 @@ impl Runwire<'_> {
             .env("RUNWIRE_LISTEN", listen.to_string())
             .env("RUNWIRE_ADMIN_LISTEN", admin.to_string())
             .env("RUNWIRE_SLOT_KIND", self.slot_kind)
+            .env("RUNWIRE_MAX_CONNECTIONS", MAX_CONNECTIONS)
             .env("RUNWIRE_DATA_DIR", self.scratch.join("data"))
             .env_remove("DIRECT_URL")
             .env_remove("RUNWIRE_REPLICATION_URL")
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
+        if let Some(hold) = self.hold {
+            command.env("RUNWIRE_HOLD", format!("{}s", hold.as_secs()));
+        }
         let began = Instant::now();
         let child = on_core(self.core, || {
             command.spawn().with_context(|| format!("starting {}", self.program.display()))
         })?;
-        let mut server = Server { child, address: listen, ready_after: Duration::ZERO };
+        let mut server =
+            Server { child, address: listen, admin: Some(admin), ready_after: Duration::ZERO };
         while !is_ready(admin) {
             if let Some(status) = server.child.try_wait()? {
                 bail!("runwire ended with {status}: {}", last_lines(&log));
@@ -80,13 +91,14 @@ impl Runwire<'_> {
 }
 
 /// Starts the bare server, which is this program under another command.
-pub fn start_bare(answer: &Path, runs: usize, core: usize) -> Result<Server> {
+pub fn start_bare(answer: &Path, feeds: usize, http2: bool, core: usize) -> Result<Server> {
     let program = std::env::current_exe()?;
     let began = Instant::now();
     let mut command = Command::new(program);
     command
-        .args(["bare", "--listen", "127.0.0.1:0", "--runs", &runs.to_string(), "--answer"])
+        .args(["bare", "--listen", "127.0.0.1:0", "--feeds", &feeds.to_string(), "--answer"])
         .arg(answer)
+        .args(http2.then_some("--http2"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     let mut child = on_core(core, || command.spawn().context("starting the bare server"))?;
@@ -95,7 +107,8 @@ pub fn start_bare(answer: &Path, runs: usize, core: usize) -> Result<Server> {
         BufReader::new(output).read_line(&mut line)?;
     }
     let address = line.trim().parse();
-    let mut server = Server { child, address: free_address()?, ready_after: began.elapsed() };
+    let ready_after = began.elapsed();
+    let mut server = Server { child, address: free_address()?, admin: None, ready_after };
     server.address = address.context("the bare server did not say where it listens")?;
     Ok(server)
 }
@@ -136,16 +149,19 @@ fn free_address() -> Result<SocketAddr> {
 }
 
 fn is_ready(admin: SocketAddr) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let limit = Duration::from_secs(2);
-        let mut stream = TcpStream::connect_timeout(&admin, limit)?;
-        stream.set_read_timeout(Some(limit))?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
-        let mut start = [0; 12];
-        stream.read_exact(&mut start)?;
-        Ok(start.ends_with(b"200"))
-    };
-    ask().unwrap_or(false)
+    ask(admin, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+/// The whole answer of an operators' route.
+pub fn ask(admin: SocketAddr, path: &str) -> std::io::Result<String> {
+    let limit = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&admin, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 fn last_lines(log: &Path) -> String {

@@ -30,6 +30,29 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     Percentiles::of(values.into_iter().collect()).p50
 }
 
+/// The middle one with the least and the greatest, in so many decimals; a dash when there are none.
+pub fn middle_and_range(values: impl IntoIterator<Item = f64>, decimals: usize) -> String {
+    let values: Vec<f64> = values.into_iter().collect();
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    match values.len() {
+        0 => "–".to_owned(),
+        1 => format!("{least:.decimals$}"),
+        _ => {
+            let all = Percentiles::of(values);
+            format!("{:.decimals$} ({least:.decimals$}–{:.decimals$})", all.p50, all.max)
+        }
+    }
+}
+
+/// How the middle of some values compares to that of others; a dash where either is missing or zero.
+pub fn ratio(
+    values: impl IntoIterator<Item = f64>,
+    others: impl IntoIterator<Item = f64>,
+) -> String {
+    let (ours, theirs) = (median(values), median(others));
+    if ours == 0.0 || theirs == 0.0 { "–".to_owned() } else { format!("{:.2}", ours / theirs) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +64,14 @@ mod tests {
         assert_eq!(Percentiles::of(vec![7.0]).p50, 7.0);
         assert_eq!(median([]), 0.0);
         assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_a_dash() {
+        assert_eq!(middle_and_range([], 1), "–");
+        assert_eq!(middle_and_range([2.0], 1), "2.0");
+        assert_eq!(middle_and_range([3.0, 1.0, 2.0], 0), "2 (1–3)");
+        assert_eq!(ratio([3.0], [2.0]), "1.50");
+        assert_eq!(ratio([3.0], []), "–");
     }
 }

@@ -1,27 +1,25 @@
 //! One trial: N subscribers are held by one server while changes are made.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use anyhow::{Context, Result};
 
-use crate::ledger::{Delivery, Faults, Ledger};
-use crate::process::{Parties, Spent, load_average, resident_kib};
-use crate::runs::FIRST_VERSION;
-use crate::server::Server;
+use crate::bench::Turn;
+use crate::crowd::{AT_ONCE, Coming, fail_if_stuck, gather, per_subscriber};
+use crate::latency::{Made, evaluate, ms};
+use crate::layout::Layout;
+use crate::ledger::{Faults, Ledger};
+use crate::process::{Spent, load_average, resident_kib};
 use crate::statistics::Percentiles;
-use crate::subscriber::{Crowd, subscribe};
-use crate::writer::{Change, Writer};
+use crate::writer::{Version, Writer};
 
 /// The load.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
+    /// The runs and their feeds.
+    pub layout: Layout,
     /// How many subscribers.
     pub subscribers: usize,
-    /// Of how many runs; subscriber `i` follows run `i % runs`.
-    pub runs: usize,
     /// How many changes are measured.
     pub updates: usize,
     /// How many changes are made before.
@@ -32,13 +30,8 @@ pub struct Load {
     pub pause: Duration,
 }
 
-/// Limits of one trial's parts; whatever exceeds them ends the trial.
-const SETUP_LIMIT: Duration = Duration::from_secs(180);
+/// Whatever takes longer ends the trial.
 const ROUND_LIMIT: Duration = Duration::from_secs(60);
-/// Until the last poll, which has just been sent, is held.
-const SETTLE: Duration = Duration::from_millis(500);
-/// How many subscribers may be between their first request and their first live poll.
-const AT_ONCE: usize = 128;
 
 /// Memory while all are held and none has been told anything.
 pub const HELD: usize = 1;
@@ -52,6 +45,8 @@ pub struct Found {
     pub setup: Duration,
     /// Server CPU time for it.
     pub setup_cpu: Duration,
+    /// Snapshot queries that Runwire sent for it.
+    pub queries: Option<f64>,
     /// From commit to delivery, in ms.
     pub latency: Percentiles,
     /// From commit to the last delivery of the same change, in ms.
@@ -90,7 +85,7 @@ impl Found {
 
     /// Growth of the server's memory per subscriber, in KiB.
     pub fn kib_per_subscriber(&self, when: usize, subscribers: usize) -> f64 {
-        self.resident[when].saturating_sub(self.resident[0]) as f64 / (subscribers as f64).max(1.0)
+        per_subscriber(self.resident[0], self.resident[when], subscribers)
     }
 
     /// Deliveries that one core of the server would make in a second.
@@ -99,42 +94,19 @@ impl Found {
     }
 }
 
-struct Made {
-    run: usize,
-    version: u64,
-    change: Change,
-}
-
 /// Holds the subscribers, makes the changes and measures.
-pub async fn hold_and_change(
-    server: &Server,
-    postgres: Option<u32>,
-    writer: &Writer,
-    load: Load,
-    first_version: &mut [u64],
-) -> Result<Found> {
-    let parties = Parties { server: server.pid(), postgres };
-    let empty = resident_kib(server.pid())?;
-    let ledger = Ledger::new();
-    let crowd = Arc::new(Crowd {
-        address: server.address,
-        ledger: ledger.clone(),
-        admission: Semaphore::new(AT_ONCE),
-    });
-    let before = parties.read()?;
-    let began = Instant::now();
-    let mut subscribers = JoinSet::new();
-    for index in 0..load.subscribers {
-        subscribers.spawn(subscribe(crowd.clone(), index % load.runs));
-    }
-    let live = ledger.all_live(load.subscribers, SETUP_LIMIT).await;
-    fail_if_stuck(live, &ledger, "not all subscribers became live")?;
-    let setup = began.elapsed();
-    tokio::time::sleep(SETTLE).await;
-    let setup_cpu = parties.since(&before)?.server;
-    let held = resident_kib(server.pid())?;
+pub async fn hold_and_change(turn: Turn<'_>, load: Load) -> Result<Found> {
+    let coming = Coming {
+        subscribers: load.subscribers,
+        layout: load.layout,
+        at_once: AT_ONCE,
+        streams: None,
+    };
+    let mut gathered = gather(&turn, coming).await?;
+    let ledger = &gathered.ledger;
+    let Turn { parties, writer, versions, .. } = turn;
 
-    let mut course = Course { ledger: &ledger, writer, load, versions: first_version, next: 0 };
+    let mut course = Course { ledger, writer, load, versions, next: 0 };
     course.closed(load.warm_up).await?;
     ledger.forget_deliveries();
     let before = parties.read()?;
@@ -143,22 +115,22 @@ pub async fn hold_and_change(
         Some(rate) => course.open(load.updates, rate).await?,
     };
     let spent = parties.since(&before)?;
-    let resident = [empty, held, resident_kib(server.pid())?];
+    let resident = [gathered.empty, gathered.held, resident_kib(parties.server)?];
     // Everything that is still under way would come now; what comes twice is to be seen.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let deliveries = ledger.take_deliveries();
-    subscribers.shutdown().await;
+    gathered.subscribers.shutdown().await;
 
-    let per_change = load.subscribers.div_ceil(load.runs);
     let sums = evaluate(&made, &deliveries);
     Ok(Found {
-        setup,
-        setup_cpu,
+        setup: gathered.setup,
+        setup_cpu: gathered.spent.server,
+        queries: gathered.queries,
         latency: Percentiles::of(sums.latencies),
         last: Percentiles::of(sums.lasts),
         commit: Percentiles::of(made.iter().map(|made| ms(made.change.took)).collect()),
         got: deliveries.len() as u64,
-        expected: (made.len() * per_change) as u64,
+        expected: made.iter().map(|made| deliveries_of(&load, made.run)).sum(),
         per_second: deliveries.len() as f64 / sums.delivering.max(1e-9),
         spent,
         resident,
@@ -166,6 +138,14 @@ pub async fn hold_and_change(
         faults: ledger.faults(),
         held_out: ledger.polls_held_out(),
     })
+}
+
+/// How many subscribers one change of the run reaches.
+pub fn deliveries_of(load: &Load, run: usize) -> u64 {
+    let Load { layout, subscribers, .. } = load;
+    let of_feed =
+        |feed| subscribers / layout.feeds + usize::from(feed < subscribers % layout.feeds);
+    layout.feeds_of(run).map(of_feed).sum::<usize>() as u64
 }
 
 /// The making of changes and the waiting for their deliveries.
@@ -177,18 +157,17 @@ struct Course<'a> {
     next: usize,
 }
 
+/// The run of the change of this number: a stride that visits every run, neighbours far apart.
+pub fn run_of(change: usize, runs: usize) -> usize {
+    (change * 7919) % runs
+}
+
 impl Course<'_> {
-    fn next(&mut self) -> (usize, u64) {
-        // A stride that visits every run, neighbours far apart.
-        let run = (self.next * 7919) % self.load.runs;
+    fn next(&mut self) -> Version {
+        let run = run_of(self.next, self.load.layout.runs);
         self.next += 1;
         self.versions[run] += 1;
         (run, self.versions[run])
-    }
-
-    fn deliveries_of(&self, run: usize) -> u64 {
-        let (subscribers, runs) = (self.load.subscribers, self.load.runs);
-        (subscribers / runs + usize::from(run < subscribers % runs)) as u64
     }
 
     /// Each change when the one before has reached everyone.
@@ -196,8 +175,8 @@ impl Course<'_> {
         let mut made = Vec::with_capacity(count);
         for _ in 0..count {
             let (run, version) = self.next();
-            let goal = self.ledger.progress() + self.deliveries_of(run);
-            let change = self.writer.change(run, version).await?;
+            let goal = self.ledger.progress() + deliveries_of(&self.load, run);
+            let change = self.writer.change(&[(run, version)]).await?;
             let reached = self.ledger.reach(goal, ROUND_LIMIT).await;
             fail_if_stuck(reached, self.ledger, "a change did not reach every subscriber")?;
             made.push(Made { run, version, change });
@@ -211,13 +190,13 @@ impl Course<'_> {
     /// Changes on a clock, whether the ones before have arrived or not.
     async fn open(&mut self, count: usize, rate: f64) -> Result<Vec<Made>> {
         let mut goal = self.ledger.progress();
-        let mut clock = tokio::time::interval(Duration::from_secs_f64(1.0 / rate.max(0.001)));
+        let began = Instant::now();
         let mut orders = Vec::with_capacity(count);
-        for _ in 0..count {
-            clock.tick().await;
+        for index in 0..count {
             let (run, version) = self.next();
-            goal += self.deliveries_of(run);
-            orders.push((run, version, self.writer.order(run, version)));
+            goal += deliveries_of(&self.load, run);
+            let due = began + Duration::from_secs_f64(index as f64 / rate.max(0.001));
+            orders.push((run, version, self.writer.order(vec![(run, version)], Some(due))));
         }
         let mut made = Vec::with_capacity(count);
         for (run, version, order) in orders {
@@ -230,74 +209,24 @@ impl Course<'_> {
     }
 }
 
-fn fail_if_stuck(reached: bool, ledger: &Ledger, what: &str) -> Result<()> {
-    if !reached {
-        bail!("{what}: {:?}", ledger.faults());
-    }
-    Ok(())
-}
-
-struct Sums {
-    latencies: Vec<f64>,
-    lasts: Vec<f64>,
-    delivering: f64,
-}
-
-/// Joins deliveries to their changes. A delivery may precede its commit's return: the walsender and the
-/// writer's backend are woken together.
-fn evaluate(made: &[Made], deliveries: &[Delivery]) -> Sums {
-    let index: std::collections::HashMap<(u32, u64), usize> =
-        made.iter().enumerate().map(|(i, made)| ((made.run as u32, made.version), i)).collect();
-    let mut lasts: Vec<Option<f64>> = vec![None; made.len()];
-    let mut latencies = Vec::with_capacity(deliveries.len());
-    for delivery in deliveries {
-        let Some(&i) = index.get(&(delivery.run, delivery.version)) else { continue };
-        let latency = signed_ms(delivery.at, made[i].change.at);
-        latencies.push(latency);
-        lasts[i] = Some(lasts[i].map_or(latency, |last| last.max(latency)));
-    }
-    let lasts: Vec<f64> = lasts.into_iter().flatten().collect();
-    let delivering = lasts.iter().map(|last| last.max(0.0)).sum::<f64>() / 1e3;
-    Sums { latencies, lasts, delivering }
-}
-
-/// A duration in milliseconds.
-pub fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
-}
-
-/// How much later `at` is than `origin`, in milliseconds.
-pub fn signed_ms(at: Instant, origin: Instant) -> f64 {
-    match at.checked_duration_since(origin) {
-        Some(later) => ms(later),
-        None => -ms(origin - at),
-    }
-}
-
-/// The versions of `runs` runs that nobody has changed yet.
-pub fn untouched(runs: usize) -> Vec<u64> {
-    vec![FIRST_VERSION; runs]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_delivery_is_measured_from_its_own_commit_and_may_precede_it() {
-        let at = Instant::now() + Duration::from_secs(1);
-        let made = [Made { run: 2, version: 9, change: Change { at, took: Duration::ZERO } }];
-        let delivery = |at| Delivery { run: 2, version: 9, at };
-        let sums = evaluate(
-            &made,
-            &[
-                delivery(at - Duration::from_millis(1)),
-                delivery(at + Duration::from_millis(3)),
-                Delivery { run: 1, version: 9, at },
-            ],
-        );
-        assert_eq!(sums.latencies, [-1.0, 3.0]);
-        assert_eq!(sums.lasts, [3.0]);
-        assert_eq!(sums.delivering, 0.003);
+    fn a_change_is_expected_by_every_subscriber_of_each_of_its_runs_feeds() {
+        let load = |layout, subscribers| Load {
+            layout,
+            subscribers,
+            updates: 1,
+            warm_up: 0,
+            rate: None,
+            pause: Duration::ZERO,
+        };
+        assert_eq!(deliveries_of(&load(Layout::runs(3), 10), 0), 4);
+        assert_eq!(deliveries_of(&load(Layout::runs(3), 10), 2), 3);
+        assert_eq!(deliveries_of(&load(Layout::tags(1, 10), 500), 7), 500);
+        let three = Layout { feeds_per_run: 3, ..Layout::tags(100, 5_000) };
+        assert_eq!(deliveries_of(&load(three, 1_000), 7), 30);
     }
 }

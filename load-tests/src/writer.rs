@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use sqlx::{Connection, PgConnection};
 use tokio::sync::oneshot;
 
-use crate::bare::publication_path;
+use crate::bare_server::publication_path;
 use crate::runs;
 
 /// A change that was made.
@@ -19,13 +19,16 @@ pub struct Change {
     /// The moment that latencies count from: COMMIT has returned (Postgres), or the request is about
     /// to be sent (bare server).
     pub at: Instant,
-    /// How long making it took, from the order to its confirmation.
+    /// How long making it took, from its beginning to its confirmation.
     pub took: Duration,
 }
 
+/// A run and the version that it is to get.
+pub type Version = (usize, u64);
+
 struct Order {
-    run: usize,
-    version: u64,
+    versions: Vec<Version>,
+    due: Option<Instant>,
     done: oneshot::Sender<Result<Change>>,
 }
 
@@ -38,15 +41,18 @@ pub struct Writer {
 const LIMIT: Duration = Duration::from_secs(30);
 
 impl Writer {
-    fn start<C: FnMut(usize, u64) -> Result<Change>>(
+    fn start<C: FnMut(&[Version]) -> Result<Change>>(
         connect: impl FnOnce() -> Result<C> + Send + 'static,
     ) -> Writer {
         let (orders, queue) = mpsc::channel::<Order>();
         std::thread::spawn(move || {
             let mut change = connect();
             for order in queue {
+                if let Some(due) = order.due {
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                }
                 let result = match &mut change {
-                    Ok(change) => change(order.run, order.version),
+                    Ok(change) => change(&order.versions),
                     Err(error) => Err(anyhow::anyhow!("the writer cannot connect: {error:#}")),
                 };
                 // Nobody waits any more when the trial has been given up.
@@ -56,26 +62,29 @@ impl Writer {
         Writer { orders }
     }
 
-    /// Commits one UPDATE of the run's metadata after another, each a transaction of its own.
+    /// Commits one UPDATE of the runs' metadata per order, each a transaction of its own.
     pub fn postgres(url: String) -> Writer {
         Writer::start(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let mut connection = runtime.block_on(PgConnection::connect(&url))?;
-            Ok(move |run: usize, version: u64| {
-                let id = runs::internal_id(run);
-                let metadata = format!(r#"{{"v":{version}}}"#);
+            Ok(move |versions: &[Version]| {
+                let ids: Vec<String> =
+                    versions.iter().map(|(run, _)| runs::internal_id(*run)).collect();
+                let numbers: Vec<i64> = versions.iter().map(|(_, v)| *v as i64).collect();
                 let update = sqlx::query(
-                    r#"UPDATE "TaskRun" SET metadata = $1, "updatedAt" = now() WHERE id = $2"#,
+                    r#"UPDATE "TaskRun" SET metadata = '{"v":' || new.v || '}', "updatedAt" = now()
+                       FROM unnest($1::text[], $2::int8[]) AS new (id, v) WHERE "TaskRun".id = new.id"#,
                 )
-                .bind(metadata)
-                .bind(id);
+                .bind(ids)
+                .bind(numbers);
                 let began = Instant::now();
                 let done = runtime.block_on(async {
                     tokio::time::timeout(LIMIT, update.execute(&mut connection)).await
                 });
                 let at = Instant::now();
                 let done = done.context("the database does not answer")??;
-                anyhow::ensure!(done.rows_affected() == 1, "there is no run {run}");
+                let all = versions.len() as u64;
+                anyhow::ensure!(done.rows_affected() == all, "not all of {versions:?} are there");
                 Ok(Change { at, took: at - began })
             })
         })
@@ -87,35 +96,45 @@ impl Writer {
             let mut stream = TcpStream::connect(address)?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(LIMIT))?;
-            Ok(move |run: usize, version: u64| {
-                let path = publication_path(run, version);
-                let request =
-                    format!("POST {path} HTTP/1.1\r\nhost: bare\r\ncontent-length: 0\r\n\r\n");
+            Ok(move |versions: &[Version]| {
                 let at = Instant::now();
-                stream.write_all(request.as_bytes())?;
-                let mut answer = Vec::new();
-                while !answer.ends_with(b"\r\n\r\n") {
-                    let mut some = [0; 512];
-                    let read = stream.read(&mut some)?;
-                    anyhow::ensure!(read > 0 && answer.len() < 4096, "the bare server hung up");
-                    answer.extend_from_slice(&some[..read]);
+                for (run, version) in versions {
+                    publish(&mut stream, *run, *version)?;
                 }
-                anyhow::ensure!(answer.starts_with(b"HTTP/1.1 204"), "the bare server refused");
                 Ok(Change { at, took: at.elapsed() })
             })
         })
     }
 
-    /// Orders a change; the result comes when it is made.
-    pub fn order(&self, run: usize, version: u64) -> oneshot::Receiver<Result<Change>> {
+    /// Orders a change of some runs, not before it is due; the result comes when it is made.
+    pub fn order(
+        &self,
+        versions: Vec<Version>,
+        due: Option<Instant>,
+    ) -> oneshot::Receiver<Result<Change>> {
         let (done, result) = oneshot::channel();
         // If the thread is gone, the receiver says so.
-        let _ = self.orders.send(Order { run, version, done });
+        let _ = self.orders.send(Order { versions, due, done });
         result
     }
 
     /// Makes a change.
-    pub async fn change(&self, run: usize, version: u64) -> Result<Change> {
-        self.order(run, version).await.context("the writer has ended")?
+    pub async fn change(&self, versions: &[Version]) -> Result<Change> {
+        self.order(versions.to_vec(), None).await.context("the writer has ended")?
     }
+}
+
+fn publish(stream: &mut TcpStream, run: usize, version: u64) -> Result<()> {
+    let path = publication_path(run, version);
+    let request = format!("POST {path} HTTP/1.1\r\nhost: bare\r\ncontent-length: 0\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut some = [0; 512];
+        let read = stream.read(&mut some)?;
+        anyhow::ensure!(read > 0 && answer.len() < 4096, "the bare server hung up");
+        answer.extend_from_slice(&some[..read]);
+    }
+    anyhow::ensure!(answer.starts_with(b"HTTP/1.1 204"), "the bare server refused");
+    Ok(())
 }

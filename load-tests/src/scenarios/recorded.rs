@@ -89,6 +89,16 @@ const JSONB: u32 = 3802;
 /// Of the database's own types, which have no fixed number.
 const ENUM: u32 = 16_400;
 
+/// The friendly id of a run of the stream.
+pub fn friendly_id(run: usize) -> String {
+    format!("run_clrecorded{run:015}")
+}
+
+/// The environment that it belongs to.
+pub fn environment(run: usize) -> String {
+    format!("clenvironment{:012}", run % 50)
+}
+
 impl Recorded {
     /// Makes the stream.
     pub fn new() -> Recorded {
@@ -159,7 +169,7 @@ fn cell(name: &str, run: usize, version: usize) -> Option<String> {
     let step = run + version * 7;
     Some(match name {
         "id" => format!("clrecorded{run:015}"),
-        "friendlyId" => format!("run_clrecorded{run:015}"),
+        "friendlyId" => friendly_id(run),
         "number" => run.to_string(),
         "engine" => "V2".into(),
         "status" => ["EXECUTING", "WAITING_TO_RESUME"][version % 2].into(),
@@ -172,7 +182,7 @@ fn cell(name: &str, run: usize, version: usize) -> Option<String> {
         }
         "traceId" => format!("{run:032x}"),
         "spanId" => format!("{run:016x}"),
-        "runtimeEnvironmentId" => format!("clenvironment{:012}", run % 50),
+        "runtimeEnvironmentId" => environment(run),
         "environmentType" => "PRODUCTION".into(),
         "projectId" => format!("clproject{:016}", run % 50),
         "organizationId" => format!("clorganization{:011}", run % 50),

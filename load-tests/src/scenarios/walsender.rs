@@ -8,15 +8,43 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::Args;
 use sqlx::{Connection, PgConnection};
 
 use crate::answer::number;
+use crate::bench::Bench;
 use crate::database::{self, Database};
+use crate::latency::signed_ms;
+use crate::layout::Layout;
+use crate::report::Report;
+use crate::runs::FIRST_VERSION;
 use crate::statistics::Percentiles;
-use crate::trial::{signed_ms, untouched};
 use crate::writer::Writer;
 
 const NAME: &str = "load_walsender";
+
+#[derive(Args)]
+pub struct Walsender {
+    /// Measured commits
+    #[arg(long, default_value_t = 300)]
+    updates: usize,
+}
+
+impl Walsender {
+    pub async fn run(&self, bench: &Bench, report: &mut Report) -> Result<()> {
+        let gateway = bench.gateway.as_ref().context("the walsender needs a database")?;
+        report.heading("The walsender alone: from COMMIT to a bare logical receiver");
+        match latency(&gateway.database, self.updates).await? {
+            Some(found) => report.line(&format!(
+                "p50 {:.2} / p90 {:.2} / p99 {:.2} / max {:.2} ms over {} commits, received by \
+                 pg_recvlogical and read from its pipe.",
+                found.p50, found.p90, found.p99, found.max, self.updates
+            )),
+            None => report.line("Not measured: there is no pg_recvlogical beside this Postgres."),
+        }
+        Ok(())
+    }
+}
 
 /// `pg_recvlogical` on a slot of its own, killed when dropped.
 struct Receiver(Child);
@@ -30,12 +58,12 @@ impl Drop for Receiver {
 }
 
 /// From COMMIT to `pg_recvlogical`'s output, in ms; `None` where the program is missing.
-pub async fn latency(database: &Database, updates: usize) -> Result<Option<Percentiles>> {
+async fn latency(database: &Database, updates: usize) -> Result<Option<Percentiles>> {
     let program = database.programs.join("pg_recvlogical");
     if !program.exists() {
         return Ok(None);
     }
-    database::seed(&database.url, 1).await?;
+    database::seed(&database.url, Layout::runs(1)).await?;
     let mut connection = PgConnection::connect(&database.url).await?;
     make_slot(&mut connection, NAME).await?;
     let mut receiver = Receiver(
@@ -67,12 +95,12 @@ pub async fn latency(database: &Database, updates: usize) -> Result<Option<Perce
     });
 
     let writer = Writer::postgres(database.url.clone());
-    let mut version = untouched(1)[0];
+    let mut version = FIRST_VERSION;
     let mut commits = Vec::with_capacity(updates);
     tokio::time::sleep(Duration::from_secs(1)).await;
     for _ in 0..updates {
         version += 1;
-        commits.push((version, writer.change(0, version).await?.at));
+        commits.push((version, writer.change(&[(0, version)]).await?.at));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tokio::time::sleep(Duration::from_millis(500)).await;

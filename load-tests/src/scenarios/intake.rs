@@ -3,36 +3,80 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::Args;
 use runwire::feed::{Feed, Limits};
 use runwire::postgres::{Lsn, Snapshot};
 use runwire::replication::change::{Event, Reset, Tx};
 use runwire::replication::pgoutput::Decoder;
 
+use crate::bench::Bench;
+use crate::cores;
 use crate::process::cpu;
-use crate::recorded::{Recorded, Transaction};
+use crate::report::Report;
+use crate::scenarios::recorded::{Recorded, Transaction};
+use crate::statistics::{median, middle_and_range};
 
 /// Taken in before the clock starts, so that the window is full and evicts as it does in the long run.
-const WARM_UP: usize = 300_000;
+pub const WARM_UP: usize = 300_000;
 /// Changes between two notes of a finished query, of which Runwire makes one a second.
-const SETTLE_EVERY: usize = 50_000;
+pub const SETTLE_EVERY: usize = 50_000;
 /// The defaults of `RUNWIRE_WINDOW` and `RUNWIRE_WINDOW_BYTES`.
-const LIMITS: Limits = Limits { age: Duration::from_secs(120), bodies: 1 << 20, bytes: 256 << 20 };
+pub const LIMITS: Limits =
+    Limits { age: Duration::from_secs(120), bodies: 1 << 20, bytes: 256 << 20 };
+
+#[derive(Args)]
+pub struct Intake {
+    /// Measured changes
+    #[arg(long, default_value_t = 1_000_000)]
+    changes: usize,
+}
+
+impl Intake {
+    pub fn run(&self, bench: &Bench, report: &mut Report) -> Result<()> {
+        let mut found = Vec::new();
+        for _ in 0..bench.repeat {
+            found.push(cores::on_core(bench.server_core, || measure(self.changes))?);
+        }
+        report
+            .heading("Intake: decoder and window on a recorded stream, one core, nobody listening");
+        report.table([
+            "part",
+            "changes per CPU second (min–max)",
+            "µs per change",
+            "MB per CPU second",
+        ]);
+        for (name, time) in [
+            ("decoder", (|found| found.decoding) as fn(&Found) -> Duration),
+            ("decoder and window, postings included", |found| found.whole),
+        ] {
+            let rate = |found: &Found| found.changes as f64 / time(found).as_secs_f64();
+            let bytes = |found: &Found| found.bytes as f64 / 1e6 / time(found).as_secs_f64();
+            report.row([
+                name.to_owned(),
+                middle_and_range(found.iter().map(rate), 0),
+                format!("{:.2}", 1e6 / median(found.iter().map(rate))),
+                format!("{:.0}", median(found.iter().map(bytes))),
+            ]);
+        }
+        Ok(())
+    }
+}
 
 /// What was found.
-pub struct Intake {
+struct Found {
     /// How many changes.
-    pub changes: usize,
+    changes: usize,
     /// How many bytes their messages had.
-    pub bytes: usize,
+    bytes: usize,
     /// CPU time for decoding alone.
-    pub decoding: Duration,
+    decoding: Duration,
     /// CPU time for decoding and taking in.
-    pub whole: Duration,
+    whole: Duration,
 }
 
 /// Takes in `changes` changes on the calling thread, while the process does nothing else: its CPU time
 /// is taken, so that a neighbour on the same core does not count.
-pub fn measure(changes: usize) -> Result<Intake> {
+fn measure(changes: usize) -> Result<Found> {
     let recorded = Recorded::new();
     let own = std::process::id();
 
@@ -61,10 +105,11 @@ pub fn measure(changes: usize) -> Result<Intake> {
             feed.settle(Snapshot { xmin: next, xmax: next, xip: Vec::new() });
         }
     }
-    Ok(Intake { changes, bytes, decoding, whole: cpu(own)?.saturating_sub(before) })
+    Ok(Found { changes, bytes, decoding, whole: cpu(own)?.saturating_sub(before) })
 }
 
-fn decode(decoder: &mut Decoder, transaction: Transaction) -> Result<Tx> {
+/// Decodes a transaction of one update.
+pub fn decode(decoder: &mut Decoder, transaction: Transaction) -> Result<Tx> {
     let mut changes = Vec::with_capacity(1);
     decoder.decode(transaction.update, &mut changes)?;
     Ok(Tx {

@@ -4,49 +4,101 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::Args;
 use sqlx::{Connection, PgConnection, Row};
 
-use crate::comparison::{Bench, Gateway};
+use crate::bench::{Bench, Gateway};
 use crate::cores::on_core;
 use crate::database;
+use crate::layout::Layout;
 use crate::process::{cpu, cpu_of_ended_children, cpu_with_children};
-use crate::walsender::{drop_slot, make_slot};
+use crate::report::Report;
+use crate::scenarios::walsender::{drop_slot, make_slot};
+use crate::statistics::{median, middle_and_range};
 
 /// How many runs the changes fall on.
 const RUNS: usize = 10_000;
 /// The slot and the publication that `pg_recvlogical` reads.
 const NAME: &str = "load_backlog";
 
+#[derive(Args)]
+pub struct Backlog {
+    /// Changes committed while Runwire is down, each a transaction of its own
+    #[arg(long, default_value_t = 200_000)]
+    changes: usize,
+}
+
 /// One draining of one backlog.
 #[derive(Clone, Copy, Debug)]
-pub struct Drain {
+struct Drain {
     /// From the start of the process until it was done.
-    pub wall: Duration,
+    wall: Duration,
     /// Its CPU time.
-    pub cpu: Duration,
+    cpu: Duration,
     /// Postgres' CPU time meanwhile.
-    pub postgres: Duration,
+    postgres: Duration,
 }
 
 /// What was found.
-pub struct Backlog {
-    /// How many changes each backlog had.
-    pub changes: usize,
+#[derive(Default)]
+struct Found {
     /// Runwire, until it was ready.
-    pub runwire: Vec<Drain>,
+    runwire: Vec<Drain>,
     /// `pg_recvlogical`, until it had received all; empty where there is none.
-    pub receiver: Vec<Drain>,
+    receiver: Vec<Drain>,
     /// Seconds until Runwire was ready again after a restart on a full window.
-    pub restarts: Vec<f64>,
+    restarts: Vec<f64>,
     /// Seconds that Runwire took to stop before.
-    pub stops: Vec<f64>,
+    stops: Vec<f64>,
+}
+
+impl Backlog {
+    pub async fn run(&self, bench: &Bench, report: &mut Report) -> Result<()> {
+        let gateway = bench.gateway.as_ref().context("a backlog needs a database")?;
+        let changes = self.changes;
+        let found = measure(bench, gateway, changes).await?;
+        report.heading(&format!(
+            "Backlog: {changes} changes, each a transaction, committed while Runwire was down"
+        ));
+        report.table([
+            "who drains",
+            "wall, s (min–max)",
+            "CPU, µs per change",
+            "Postgres CPU, µs per change",
+            "changes/s",
+        ]);
+        for (who, drains) in [
+            ("Runwire, from start to ready", &found.runwire),
+            ("pg_recvlogical to /dev/null", &found.receiver),
+        ] {
+            let wall = || drains.iter().map(|drain| drain.wall.as_secs_f64());
+            let each = |value: fn(&Drain) -> Duration| {
+                let all = drains.iter().map(|drain| value(drain).as_secs_f64());
+                format!("{:.1}", median(all) * 1e6 / changes as f64)
+            };
+            report.row([
+                who.to_owned(),
+                middle_and_range(wall(), 2),
+                each(|drain| drain.cpu),
+                each(|drain| drain.postgres),
+                format!("{:.0}", changes as f64 / median(wall()).max(1e-9)),
+            ]);
+        }
+        report.line("");
+        report.line(&format!(
+            "Ready again after a restart on the window that the backlog had filled: {} s. Stopping by SIGTERM before it took {} s.",
+            middle_and_range(found.restarts, 2),
+            middle_and_range(found.stops, 2),
+        ));
+        Ok(())
+    }
 }
 
 /// Makes a backlog in two slots, drains it with Runwire and with `pg_recvlogical`, restarts Runwire;
 /// all of it as often as the bench repeats.
-pub async fn measure(bench: &Bench, gateway: &Gateway, changes: usize) -> Result<Backlog> {
+async fn measure(bench: &Bench, gateway: &Gateway, changes: usize) -> Result<Found> {
     let database = &gateway.database;
-    database::seed(&database.url, RUNS).await?;
+    database::seed(&database.url, Layout::runs(RUNS)).await?;
     let mut connection = PgConnection::connect(&database.url).await?;
     make_slot(&mut connection, NAME).await?;
     let receiver = database.programs.join("pg_recvlogical");
@@ -54,13 +106,7 @@ pub async fn measure(bench: &Bench, gateway: &Gateway, changes: usize) -> Result
     // Makes the permanent slot.
     runwire.start()?.stop()?;
 
-    let mut found = Backlog {
-        changes,
-        runwire: Vec::new(),
-        receiver: Vec::new(),
-        restarts: Vec::new(),
-        stops: Vec::new(),
-    };
+    let mut found = Found::default();
     for turn in 1..=bench.repeat {
         let end = make_changes(&mut connection, changes).await?;
 

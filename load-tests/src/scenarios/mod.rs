@@ -1,0 +1,16 @@
+//! What is measured: one file per scenario, with its options, its trial and its table.
+
+pub mod aborts;
+pub mod backlog;
+pub mod cold;
+mod comparison;
+pub mod deliveries;
+pub mod idle;
+pub mod index;
+pub mod intake;
+pub mod lone;
+pub mod polls;
+mod recorded;
+mod registration;
+pub mod updates;
+pub mod walsender;
