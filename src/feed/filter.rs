@@ -63,6 +63,8 @@ impl FeedKey {
 pub(super) struct Filter {
     environment: Arc<str>,
     runs: Selected,
+    /// How far back a list reaches; other feeds reach back to the beginning.
+    floor: Floor,
     /// A run of the feed is found under each of these.
     pub topics: Box<[Topic]>,
 }
@@ -94,7 +96,8 @@ impl Filter {
                 (Selected::Tagged { tags: tags.clone(), created_from }, named)
             }
         };
-        Filter { environment: Arc::clone(&key.environment), runs, topics: topics.into() }
+        let floor = if matches!(runs, Selected::Tagged { .. }) { floor } else { Floor::default() };
+        Filter { environment: Arc::clone(&key.environment), runs, floor, topics: topics.into() }
     }
 
     /// Whether the feed is that of a single run.
@@ -111,7 +114,8 @@ impl Filter {
             Selected::One(id) => image.text(Column::FriendlyId) == Some(id),
             Selected::OfBatch(id) => image.text(Column::BatchId) == Some(id),
             Selected::Tagged { tags, created_from } => {
-                was_created(image, created_from) && carries(image, tags)
+                image.text(Column::CreatedAt).is_some_and(|at| *at >= **created_from)
+                    && carries(image, tags)
             }
         }
     }
@@ -123,14 +127,10 @@ impl Filter {
 
     /// Whether the feed may tell of the run at all, were it only that it left.
     pub fn may_show(&self, image: &Image) -> bool {
-        let of_environment = image.text(Column::RuntimeEnvironmentId) == Some(&self.environment);
-        of_environment
-            && match &self.runs {
-                Selected::One(_) => self.matches(image),
-                Selected::OfBatch(_) => true,
-                // A run from before the window was never in the list, so it does not leave it.
-                Selected::Tagged { created_from, .. } => was_created(image, created_from),
-            }
+        match &self.runs {
+            Selected::One(_) => self.matches(image),
+            _ => image.text(Column::RuntimeEnvironmentId) == Some(&self.environment),
+        }
     }
 
     /// Whether the run was of the feed before the change; `None` where that is not known.
@@ -139,14 +139,12 @@ impl Filter {
         match &record.before {
             Before::Absent => Some(false),
             Before::Unknown => None,
+            // A run from before a list's window is under its topics and was never in the list.
+            _ if record.created < self.floor => Some(false),
             Before::SamePlaces => Some(under(&record.topics)),
             Before::Elsewhere(topics) => Some(under(topics)),
         }
     }
-}
-
-fn was_created(image: &Image, from: &str) -> bool {
-    image.text(Column::CreatedAt).is_some_and(|at| at >= from)
 }
 
 fn carries(image: &Image, tags: &[Box<str>]) -> bool {

@@ -11,6 +11,7 @@ use super::window::{Batch, Before, Feed, Record, RunState};
 use crate::postgres::Lsn;
 use crate::replication::change::{Change, Event, Reset, Tx};
 use crate::runs::columns::{Column, ColumnSet};
+use crate::runs::created::Floor;
 use crate::runs::text::elements;
 use crate::runs::tuple::{Cell, Tuple};
 
@@ -125,6 +126,7 @@ impl Feed {
                 within.insert(Arc::clone(&id), known);
             }
             let index = batch.changes.len() as u32 + 1;
+            let created = image.text(Column::CreatedAt).and_then(Floor::of);
             let record = Record {
                 at: Position { lsn: tx.commit_lsn, index },
                 xid: tx.xid,
@@ -135,6 +137,8 @@ impl Feed {
                 inserted,
                 completes,
                 urgent,
+                // What cannot be told was in every window.
+                created: created.unwrap_or(Floor(u32::MAX)),
                 before: places,
             };
             batch.changes.push((record, left));

@@ -17,6 +17,7 @@ use super::topic::{Topic, Topics};
 use super::waiters::Waiters;
 use crate::postgres::{Lsn, Snapshot};
 use crate::runs::columns::ColumnSet;
+use crate::runs::created::Floor;
 
 /// What bounds the window. Whichever is reached first evicts the oldest transactions, and raises
 /// the floor: clients that stand below it are told to start again.
@@ -85,6 +86,8 @@ pub(super) struct Record {
     pub completes: bool,
     /// A completion or an error, which nothing may hold back.
     pub urgent: bool,
+    /// When the run was created, as far as a list's floor can tell.
+    pub created: Floor,
     /// Where the run was found before.
     pub before: Before,
     /// Those that it is found under, and those that it was found under before.

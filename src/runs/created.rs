@@ -24,6 +24,12 @@ impl Floor {
         Floor(u32::try_from(minutes).unwrap_or(u32::MAX))
     }
 
+    /// The minute of a row's text: the highest bound that the row is not below.
+    pub fn of(text: &str) -> Option<Self> {
+        let minutes = timestamp_millis(text)? / 60_000;
+        Some(Floor(u32::try_from(minutes).unwrap_or(u32::MAX)))
+    }
+
     /// The bound, to be compared with a row's text.
     pub fn text(self) -> String {
         timestamp_text(u64::from(self.0) * 60_000)
@@ -129,6 +135,11 @@ mod tests {
         assert!(*floor <= *"2026-09-01 08:15:00");
         assert!(*floor <= *"2026-09-01 08:15:00.001");
         assert!(*floor > *"2026-09-01 08:14:59.999");
+        let minute = |text| Floor::of(text).map(Floor::text);
+        assert_eq!(minute("2026-09-01 08:15:00").as_deref(), Some(&*floor));
+        assert_eq!(minute("2026-09-01 08:15:59.999").as_deref(), Some(&*floor));
+        assert_eq!(minute("2026-09-01 08:14:59.999").as_deref(), Some("2026-09-01 08:14:00"));
+        assert_eq!(minute("infinity"), None);
     }
 
     proptest! {
