@@ -9,7 +9,6 @@ use moka::policy::EvictionPolicy;
 use super::body::Body;
 use super::feeds::{Answer, View};
 use super::position::Position;
-use crate::limits::Share;
 
 /// How long a chunk is held after the last one was fetched, and how long in all.
 const IDLE: Duration = Duration::from_secs(30);
@@ -24,8 +23,6 @@ pub(super) struct Opening {
     /// Where the feed goes on behind the last chunk.
     pub end: Position,
     pub truncated: bool,
-    /// What the rows take of the database's budget of bytes.
-    pub _share: Option<Share>,
 }
 
 /// The openings of several chunks that are being fetched, by handle.

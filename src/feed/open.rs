@@ -269,7 +269,9 @@ impl Feeds {
             let chunks = render(&rows, &view, chunk);
             let chunks = chunks.into_iter().map(|(plain, ends)| bodies.body(plain, ends)).collect();
             let (handle, truncated) = (handle.encode(), handle.cut.is_some());
-            Arc::new(Opening { view, handle, chunks, end, truncated, _share: share })
+            // From here on the rows count as bodies.
+            drop(share);
+            Arc::new(Opening { view, handle, chunks, end, truncated })
         };
         let opening = if size < RENDER_ASIDE_FROM {
             render()
