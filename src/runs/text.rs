@@ -20,7 +20,7 @@ pub fn normalize(kind: Kind, text: &str) -> Cow<'_, str> {
 fn timestamp(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     // `infinity` and years BC have another shape and pass as they are.
-    let plain = bytes.len() >= 19 && bytes[10] == b' ' && !text.ends_with("BC");
+    let plain = text.is_ascii() && bytes.len() >= 19 && bytes[10] == b' ' && !text.ends_with("BC");
     let Some((seconds, fraction)) = plain.then(|| text.split_at(19)) else {
         return Cow::Borrowed(text);
     };
@@ -117,6 +117,12 @@ mod tests {
         ] {
             assert_eq!(normalize(Kind::TextArray, text), wire);
         }
+    }
+
+    #[test]
+    fn a_text_that_is_cut_inside_of_a_character_passes_as_it_is() {
+        let odd = " \u{b}\u{10000}A\u{800} 00\u{800}\u{10000}";
+        assert_eq!(normalize(Kind::Timestamp, odd), odd);
     }
 
     proptest! {
