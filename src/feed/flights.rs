@@ -1,5 +1,6 @@
 //! One query for all who open the same list at about the same time.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,17 @@ use crate::runs::created::Floor;
 /// For how long a finished opening serves those who come after. What changes meanwhile they are told
 /// by their first poll, which goes on from where the opening stands.
 const REUSE: Duration = Duration::from_millis(500);
-/// How often those that nobody awaits any more are looked for.
+/// With fewer than this, those that nobody awaits any more are left where they are.
 const SWEEP_FROM: usize = 1_024;
 
 /// The openings that are under way or have just ended.
 #[derive(Debug, Default)]
-pub(super) struct Flights(Arc<DashMap<(View, Floor), Weak<Flight>>>);
+pub(super) struct Flights {
+    flights: Arc<DashMap<(View, Floor), Weak<Flight>>>,
+    /// With how many the next look for abandoned ones is due: twice as many as the last one left, so
+    /// that looking stays cheap however many there are.
+    sweep_at: AtomicUsize,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Flight(OnceCell<Landed>);
@@ -60,10 +66,8 @@ impl Flights {
         anew: bool,
         serves: impl Fn(&Opening) -> bool,
     ) -> Arc<Flight> {
-        if self.0.len() >= SWEEP_FROM {
-            self.0.retain(|_, flight| flight.strong_count() > 0);
-        }
-        let mut entry = self.0.entry(key).or_default();
+        self.sweep();
+        let mut entry = self.flights.entry(key).or_default();
         let takes = |flight: &Arc<Flight>| match flight.0.get() {
             None => true,
             Some(Landed { opening: Ok(opening), at }) => {
@@ -79,13 +83,45 @@ impl Flights {
         flight
     }
 
+    fn sweep(&self) {
+        let due = self.sweep_at.load(Ordering::Relaxed).max(SWEEP_FROM);
+        if self.flights.len() >= due {
+            self.flights.retain(|_, flight| flight.strong_count() > 0);
+            self.sweep_at.store(2 * self.flights.len(), Ordering::Relaxed);
+        }
+    }
+
     fn keep_for_others(&self, key: (View, Floor), flight: Arc<Flight>, opened: bool) {
-        let flights = Arc::clone(&self.0);
+        let flights = Arc::clone(&self.flights);
         tokio::spawn(async move {
             if opened {
                 tokio::time::sleep(REUSE).await;
             }
             flights.remove_if(&key, |_, kept| kept.ptr_eq(&Arc::downgrade(&flight)));
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::{FeedKey, Runs};
+    use crate::runs::columns::ColumnSet;
+
+    fn key(batch: usize) -> (View, Floor) {
+        let runs = Runs::OfBatch(batch.to_string().into());
+        let feed = FeedKey { environment: "env".into(), runs };
+        (View { feed, columns: ColumnSet::EXPOSED, old_statuses: false }, Floor::default())
+    }
+
+    #[test]
+    fn abandoned_flights_do_not_pile_up_and_those_under_way_are_kept() {
+        let flights = Flights::default();
+        let under_way = flights.board(key(0), false, |_| true);
+        for batch in 1..10 * SWEEP_FROM {
+            drop(flights.board(key(batch), false, |_| true));
+            assert!(flights.flights.len() <= SWEEP_FROM + 1);
+        }
+        assert!(Arc::ptr_eq(&under_way, &flights.board(key(0), true, |_| false)));
     }
 }

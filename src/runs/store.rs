@@ -88,17 +88,6 @@ impl RunStore {
         RunStore { pool }
     }
 
-    /// The run of this friendly id in this environment, and what the query saw.
-    pub async fn run(
-        &self,
-        friendly_id: &str,
-        environment_id: &str,
-    ) -> Result<(Seen, Option<StoredRun>), StoreError> {
-        let asked = [RunId { environment: environment_id.into(), id: friendly_id.into() }];
-        let (seen, found) = self.runs(By::FriendlyId, &asked, Carry::EVERYTHING).await?;
-        Ok((seen, found.into_iter().find_map(Found::into_run)))
-    }
-
     /// Many runs in one statement, as far as it may carry them; what was found is in the order of
     /// what was `asked`. Every cell is known, those stored out of line as well.
     pub async fn runs(

@@ -6,6 +6,7 @@ use serde_json::json;
 use sqlx::PgPool;
 
 use crate::support::cluster::fresh_database;
+use crate::support::feed::assert_complete;
 use crate::support::gateway::{Gateway, Shape};
 use crate::support::runs::{insert_run, set_metadata, update};
 
@@ -29,28 +30,6 @@ fn known_body(run: &str) -> String {
     )
 }
 
-fn assert_feed_headers(answer: &Shape, live: bool) {
-    assert_eq!(answer.header("content-type"), "application/json");
-    assert_eq!(answer.header("cache-control"), "no-store");
-    assert_eq!(answer.header("access-control-allow-origin"), "*");
-    assert_eq!(answer.header("access-control-expose-headers"), "*");
-    for (modern, legacy) in [
-        ("electric-handle", "electric-shape-id"),
-        ("electric-offset", "electric-chunk-last-offset"),
-    ] {
-        assert!(!answer.header(modern).is_empty(), "{modern}");
-        assert_eq!(answer.header(modern), answer.header(legacy));
-        assert_eq!(answer.header(modern), answer.header(&format!("x-{legacy}")));
-    }
-    assert!(answer.handle().len() <= 200, "{}", answer.handle());
-    assert!(answer.headers.contains_key("electric-up-to-date"));
-    assert!(answer.headers.contains_key("electric-chunk-up-to-date"));
-    assert_eq!(answer.headers.contains_key("electric-cursor"), live);
-    assert_eq!(answer.headers.contains_key("electric-next-cursor"), live);
-    assert_eq!(answer.headers.contains_key("electric-schema"), !live);
-    assert_eq!(answer.headers.contains_key("x-electric-schema"), !live);
-}
-
 #[tokio::test]
 async fn a_snapshot_by_query_and_one_from_the_stream_are_the_same_bytes() {
     let database = fresh_database().await;
@@ -59,7 +38,7 @@ async fn a_snapshot_by_query_and_one_from_the_stream_are_the_same_bytes() {
     let gateway = Gateway::start(&database.url, &[]).await;
     let queried = gateway.open("run_before", environment.secret_key).await;
     assert_eq!(queried.status, 200);
-    assert_feed_headers(&queried, false);
+    assert_complete(&queried, false);
     assert_eq!(queried.header("electric-schema"), SCHEMA);
     assert_eq!(queried.text, known_body("run_before"));
 
@@ -87,7 +66,7 @@ async fn a_held_poll_is_answered_with_the_changed_columns_alone() {
     let open = gateway.open("run_1", environment.secret_key).await;
     update(&database.pool, "run_1", "status = 'EXECUTING'").await;
     let first = gateway.live("run_1", environment.secret_key, &open).await;
-    assert_feed_headers(&first, true);
+    assert_complete(&first, true);
     assert_eq!(first.handle(), open.handle(), "a handle lives as long as its subscription");
 
     let held = gateway.live("run_1", environment.secret_key, &first);
@@ -113,7 +92,7 @@ async fn a_poll_that_nothing_happens_to_ends_with_a_bare_up_to_date_after_the_ho
     let bare = gateway.live(run, environment.secret_key, &open).await;
     let held = start.elapsed();
     assert!(bare.is_bare(), "{}", bare.text);
-    assert_feed_headers(&bare, true);
+    assert_complete(&bare, true);
     assert!(held >= Duration::from_millis(340), "{held:?}");
     // Repeating it is held again: never an answer at once that says nothing.
     let start = std::time::Instant::now();
@@ -136,7 +115,7 @@ async fn the_same_offset_gives_the_same_news_as_often_as_it_is_asked() {
         let live = gateway.live(run, environment.secret_key, &open).await;
         let (operation, row) = live.row();
         assert_eq!(operation, "update");
-        assert_feed_headers(&gateway.catch_up(run, environment.secret_key, &live).await, false);
+        assert_complete(&gateway.catch_up(run, environment.secret_key, &live).await, false);
         row["metadata"].as_str().unwrap().to_owned()
     };
     let mut last = value().await;
