@@ -160,17 +160,15 @@ impl Share {
     /// Makes it larger or smaller, at once: it never waits. If that overdraws the budget, those who
     /// come later wait.
     pub fn resize(&mut self, bytes: usize) {
-        let shrunk = bytes < self.bytes;
         let mut state = self.inner.state.lock();
         state.used = state.used - self.bytes + bytes;
         if let Some(own) = state.by_environment.get_mut(&self.environment) {
             own.bytes = own.bytes - self.bytes + bytes;
         }
         self.bytes = bytes;
-        match shrunk {
-            true => self.inner.hand_out(state),
-            false => self.inner.report(&state),
-        }
+        // Growing lets others in as well: whoever waits at the head for what is left of the whole
+        // steps aside once its own environment is over its bound.
+        self.inner.hand_out(state);
     }
 }
 

@@ -258,3 +258,22 @@ fn a_large_request_is_not_passed_by_for_ever() {
     drop(alone);
     assert!(poll(&mut later).is_ready());
 }
+
+#[test]
+fn growth_lets_those_in_for_whom_the_head_of_the_queue_steps_aside() {
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let budget = Budget::new(100, 50, 10, "test");
+    let held = |environment, bytes| match poll(&mut take(&budget, environment, bytes)) {
+        Poll::Ready(Ok(share)) => share,
+        _ => panic!("it fits"),
+    };
+    let (mut own, _other, _third) = (held(0, 8), held(1, 25), held(2, 30));
+    let mut head = take(&budget, 0, 40);
+    let mut behind = take(&budget, 1, 1);
+    assert!(poll(&mut head).is_pending(), "the whole has no room for it");
+    assert!(poll(&mut behind).is_pending(), "it is not its turn");
+    own.resize(11);
+    assert!(poll(&mut head).is_pending(), "now it would be over its own bound");
+    assert!(poll(&mut behind).is_ready());
+}
