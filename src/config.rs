@@ -209,7 +209,8 @@ impl FeedArgs {
 }
 
 impl DatabaseArgs {
-    fn sql_url(&self) -> Result<ConnectionUrl, SettingError> {
+    /// Where queries go, or what is wrong with the setting.
+    pub fn sql_url(&self) -> Result<ConnectionUrl, SettingError> {
         match &self.database_url {
             Some(url) => read_url("DATABASE_URL", url),
             None => Err(SettingError {

@@ -16,3 +16,4 @@ pub mod replication;
 pub mod runs;
 pub mod server;
 pub mod telemetry;
+pub mod token_command;

@@ -8,6 +8,7 @@ use runwire::config::{ServeArgs, SlotArgs};
 use runwire::dev::{self, DevArgs};
 use runwire::replication::SetupError;
 use runwire::server::{Server, StartError};
+use runwire::token_command::{self, TokenArgs, TokenError};
 use runwire::{replication, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,6 +30,8 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Try it: a throw-away Postgres, simulated runs and the gateway, all gone at Ctrl-C
     Dev(Box<DevArgs>),
+    /// Make a public access token from a key, for first steps and scripts
+    Token(Box<TokenArgs>),
     /// Look after the replication slot
     #[command(subcommand)]
     Slot(SlotCommand),
@@ -47,7 +50,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     telemetry::install_logs(match cli.command {
         // What it prints is to be read, so only what is wrong may come between; a slow laptop is not.
-        Command::Dev(_) => "warn,sqlx=error",
+        Command::Dev(_) | Command::Token(_) => "warn,sqlx=error",
         _ => "info",
     });
     // Before anything makes a TLS connection: libraries in here would choose different ones.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(if error.is_setting() { EXIT_SETTINGS } else { 1 }, &error),
             },
+            Command::Token(args) => token(*args).await,
             Command::Slot(SlotCommand::Drop(args)) => drop_slot(&args).await,
         }
     });
@@ -103,6 +107,19 @@ async fn serve(args: &ServeArgs) -> ExitCode {
     tracing::info!("draining");
     server.stop().await;
     ExitCode::SUCCESS
+}
+
+async fn token(args: TokenArgs) -> ExitCode {
+    match token_command::mint(args).await {
+        Ok(token) => {
+            println!("{token}");
+            ExitCode::SUCCESS
+        }
+        Err(error @ (TokenError::Setting(_) | TokenError::Expiry(_))) => {
+            fail(EXIT_SETTINGS, &error)
+        }
+        Err(error) => fail(1, &error),
+    }
 }
 
 async fn drop_slot(args: &SlotArgs) -> ExitCode {

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 /// More than this many bytes of bearer are refused unread. All headers of a request together may
 /// have this size on Trigger.dev's own servers, so no working credential is longer.
-const MAX_BEARER_BYTES: usize = 16 * 1024;
+pub(super) const MAX_BEARER_BYTES: usize = 16 * 1024;
 
 /// `refs/…` prefixes that a branch name may be given with; any other `refs/…` names no branch.
 const REF_PREFIXES: [&str; 6] =

@@ -15,7 +15,7 @@ use sqlx::PgPool;
 
 use super::{
     credential::{Credential, CredentialError, Fingerprint},
-    environments::{self, Signer},
+    environments::{self, Signer, SigningKey},
     memory::{Generation, Kept, Memory, Retention},
     refusal::Refusal,
     registry::Registry,
@@ -185,6 +185,12 @@ impl Door {
         let Kept { read_at, generation, .. } = signer;
         self.verdicts.store(fingerprint, Kept { outcome: outcome.clone(), read_at, generation });
         outcome
+    }
+
+    /// The secret that signs an environment's new tokens.
+    pub(super) async fn signing_key(&self, id: &str) -> Result<SigningKey, Refusal> {
+        let signer = self.signer(id, self.settings.accepted_for).await.outcome;
+        signer.map(|signer| signer.key.clone())
     }
 
     async fn signer(&self, id: &str, within: Duration) -> Kept<Arc<Signer>> {

@@ -7,7 +7,9 @@
 mod credential;
 mod door;
 mod environments;
+mod expiry;
 mod memory;
+mod mint;
 mod refusal;
 mod registry;
 mod scope;
@@ -15,6 +17,8 @@ mod token;
 mod verdict;
 
 pub use door::{Door, Settings};
+pub use expiry::{Expiry, NoSpan};
+pub use mint::{MintError, Wish};
 pub use refusal::Refusal;
 pub use scope::{Ability, Resource, Scope};
 pub use verdict::Caller;

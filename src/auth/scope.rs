@@ -50,6 +50,17 @@ impl Ability {
                 .any(|resource| scopes.iter().any(|scope| scope.grants(action, resource))),
         }
     }
+
+    /// Whether whoever has this may pass `scope` on (`runs-and-auth.md` 17.3). What means nothing is
+    /// passed on by [`Ability::Full`] alone.
+    pub fn covers(&self, scope: &Scope) -> bool {
+        if *self == Ability::Full {
+            return true;
+        }
+        let (action, kind, id) = scope.parts();
+        let id = (!id.is_empty()).then_some(id);
+        !action.is_empty() && !kind.is_empty() && self.can(action, &[Resource { kind, id }])
+    }
 }
 
 /// One scope, `action[:type[:id]]`, taken apart.
@@ -78,23 +89,27 @@ impl Scope {
         Self { text: text.into(), action, kind: (kind_start, kind_end), id }
     }
 
+    /// Action, type and id; what is absent is empty.
+    fn parts(&self) -> (&str, &str, &str) {
+        let (action, kind) = (&self.text[..self.action], &self.text[self.kind.0..self.kind.1]);
+        (action, kind, &self.text[self.id..])
+    }
+
     fn grants(&self, action: &str, resource: &Resource<'_>) -> bool {
         if &*self.text == "admin" {
             return true;
         }
-        let own_action = &self.text[..self.action];
+        let (own_action, kind, id) = self.parts();
         // An empty action never matches, not even a caller that asks for the empty action.
         if own_action.is_empty() || (own_action != action && own_action != "*") {
             return false;
         }
-        let kind = &self.text[self.kind.0..self.kind.1];
         if kind == "all" {
             return true;
         }
         if kind.is_empty() || kind != resource.kind {
             return false;
         }
-        let id = &self.text[self.id..];
         id.is_empty() || resource.id == Some(id)
     }
 
@@ -208,7 +223,58 @@ mod tests {
         assert!(!Ability::from_scopes([""]).can("", &[Resource::all("")]));
     }
 
+    #[test]
+    fn a_scope_is_passed_on_by_whoever_has_it_whole() {
+        let held = Ability::from_scopes(["read:runs", "write:tags:a:b", "*:batch", "trigger"]);
+        for (scope, wanted) in [
+            ("read:runs", true),
+            ("read:runs:", true),
+            ("read:runs:run_x", true),
+            ("write:tags:a:b", true),
+            ("write:tags:a", false),
+            ("write:tags", false),
+            ("*:runs", false),
+            ("*:batch", true),
+            ("delete:batch:b", true),
+            ("read:all", false),
+            ("admin", false),
+            ("read", false),
+            ("trigger", false),
+            (":batch", false),
+            ("", false),
+        ] {
+            assert_eq!(held.covers(&Scope::parse(scope)), wanted, "{scope:?}");
+            assert!(Ability::Full.covers(&Scope::parse(scope)));
+        }
+        let all = Ability::from_scopes(["read:all"]);
+        assert!(all.covers(&Scope::parse("read:all")) && all.covers(&Scope::parse("read:x:y")));
+        assert!(!all.covers(&Scope::parse("write:all")));
+    }
+
+    /// Texts of the grammar that have much to do with each other.
+    fn texts() -> impl Strategy<Value = String> {
+        let parts =
+            ("(\\*|read|write|admin|)", "(|:|:all|:runs|:tags|:\\*)", "(|:|:a|:a:b|:all|:\\*)");
+        parts.prop_map(|(action, kind, id)| format!("{action}{kind}{id}"))
+    }
+
     proptest! {
+        #[test]
+        fn nobody_passes_on_more_than_he_has(
+            held in prop::collection::vec(texts(), 0..4),
+            wanted in texts(),
+            action in "(\\*|read|write|admin)",
+            kind in "(all|runs|tags|\\*)",
+            id in prop::option::of("(a|a:b|all|\\*|other)"),
+        ) {
+            let held = Ability::from_scopes(held.into_iter().filter(|scope| scope != "admin"));
+            let scope = Scope::parse(&wanted);
+            let resource = Resource { kind: &kind, id: id.as_deref() };
+            if held.covers(&scope) && scope.grants(&action, &resource) {
+                prop_assert!(held.can(&action, &[resource]), "{held:?} made {wanted}");
+            }
+        }
+
         #[test]
         fn any_text_is_taken_apart_without_panic(scope in ".*", action in ".*", kind in ".*", id in ".*") {
             let resources = [Resource::all(&kind), Resource::one(&kind, &id)];

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use super::{environments::SigningKey, scope::Ability};
 
-const ISSUER: &str = "https://id.trigger.dev";
-const AUDIENCE: &str = "https://api.trigger.dev";
+pub(super) const ISSUER: &str = "https://id.trigger.dev";
+pub(super) const AUDIENCE: &str = "https://api.trigger.dev";
 
 /// The end of the year 9999: an expiry beyond it is taken for this, lest the clock's type overflow.
 const LATEST_EXPIRY: f64 = 253_402_300_799.0;

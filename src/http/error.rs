@@ -4,7 +4,9 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{Response, StatusCode};
 
-use crate::auth::Refusal;
+use serde_json::{Value, json};
+
+use crate::auth::{MintError, Refusal};
 
 /// Everything that a route can refuse with.
 #[derive(Debug)]
@@ -22,6 +24,16 @@ pub enum HttpError {
     NoRoute,
     /// The scopes do not cover the resource.
     Forbidden,
+    /// A body that is no JSON, or the issues of one that says the wrong thing.
+    BadBody(Option<Value>),
+    /// The body is longer than any that is meant.
+    BodyTooLarge,
+    /// The body did not come in time.
+    BodyTimeout,
+    /// An expiry that names no time.
+    InvalidExpiration,
+    /// The token that was asked for is not made.
+    NotMinted(MintError),
     /// The stream, the database or a place is not there now; clients retry this by themselves.
     Unavailable,
 }
@@ -29,6 +41,15 @@ pub enum HttpError {
 impl From<Refusal> for HttpError {
     fn from(refusal: Refusal) -> Self {
         HttpError::Refused(refusal)
+    }
+}
+
+impl From<MintError> for HttpError {
+    fn from(error: MintError) -> Self {
+        match error {
+            MintError::Refused(refusal) => HttpError::Refused(refusal),
+            other => HttpError::NotMinted(other),
+        }
     }
 }
 
@@ -46,6 +67,23 @@ impl HttpError {
                 (StatusCode::UNAUTHORIZED, error_body(refusal.message()))
             }
             HttpError::InvalidTag(tag) => (StatusCode::BAD_REQUEST, invalid_tag(tag)),
+            HttpError::BadBody(issues) => {
+                let mut body = json!({ "error": "Invalid request body" });
+                if let Some(issues) = issues {
+                    body["issues"] = issues.clone();
+                }
+                (StatusCode::BAD_REQUEST, body.to_string())
+            }
+            HttpError::BodyTooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, error_body("Request body too large"))
+            }
+            HttpError::BodyTimeout => {
+                (StatusCode::REQUEST_TIMEOUT, error_body("Request body took too long"))
+            }
+            HttpError::InvalidExpiration => {
+                (StatusCode::BAD_REQUEST, error_body("Invalid expiration time"))
+            }
+            HttpError::NotMinted(error) => not_minted(error),
             HttpError::NotFound { .. } | HttpError::NoRoute => {
                 (StatusCode::NOT_FOUND, error_body("Not found"))
             }
@@ -66,17 +104,32 @@ impl HttpError {
     }
 }
 
+const INTERNAL: &str = "Internal Server Error";
 const FORBIDDEN: &str = r#"{"error":"Unauthorized","code":"unauthorized","param":"access_token","type":"authorization"}"#;
 
 fn invalid_tag(tag: &str) -> String {
-    let message = format!("Invalid tag: {}", serde_json::json!(tag));
+    let message = format!("Invalid tag: {}", json!(tag));
     // Written out, since the order of members is upstream's.
-    let message = serde_json::json!(message);
+    let message = json!(message);
     format!(
         r#"{{"error":"Query Error","details":[{{"code":"custom","message":{message},"path":["tags"]}}]}}"#
     )
 }
 
+fn not_minted(error: &MintError) -> (StatusCode, String) {
+    let text = error.to_string();
+    match error {
+        MintError::Exceeds(scopes) => {
+            let code = "scopes_exceed_key_access";
+            let (text, scopes) = (json!(text), json!(scopes));
+            let body = format!(r#"{{"error":{text},"code":"{code}","deniedScopes":{scopes}}}"#);
+            (StatusCode::FORBIDDEN, body)
+        }
+        MintError::Unsigned => (StatusCode::INTERNAL_SERVER_ERROR, error_body(INTERNAL)),
+        _ => (StatusCode::BAD_REQUEST, error_body(&text)),
+    }
+}
+
 fn error_body(message: &str) -> String {
-    serde_json::json!({ "error": message }).to_string()
+    json!({ "error": message }).to_string()
 }

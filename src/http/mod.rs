@@ -8,11 +8,13 @@ mod http2;
 pub mod listen;
 pub mod ops;
 mod runs;
+mod schema;
 mod shape;
 pub mod shortcut;
 mod socket;
 mod sse;
 mod subscribe;
+mod tokens;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header::{HeaderValue, LOCATION};
 use axum::http::{Response, StatusCode};
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Door;
@@ -107,6 +109,9 @@ pub fn public(app: Arc<App>, ops: ops::Ops) -> Router {
         .route("/realtime/v1/runs/{run_id}", get(runs::run).options(preflight))
         .route("/realtime/v1/runs", get(runs::list).options(preflight))
         .route("/realtime/v1/batches/{batch_id}", get(batches::batch).options(preflight))
+        .route("/api/v1/auth/jwt/claims", post(tokens::claims))
+        .route("/api/v1/auth/jwt", post(tokens::jwt))
+        .route("/api/v1/auth/public-tokens", post(tokens::public_tokens))
         .with_state(app)
         .merge(ops::health(ops))
         .fallback(elsewhere)

@@ -1,11 +1,12 @@
 // Prints a public token for SECRET_KEY with the scopes of the SCOPES list (comma-separated), made by
-// the newest SDK's `auth.createPublicToken`, and optionally EXPIRATION and SKIP_COLUMNS.
+// `auth.createPublicToken` of the SDK named as argument (else the newest), and optionally EXPIRATION,
+// SKIP_COLUMNS and BRANCH. With RUN_ID it prints that run instead, read inside of `auth.withPublicToken`.
 // The SDK asks its server for the claims first: BASE_URL, else a stand-in that says ENVIRONMENT_ID.
 import { createServer } from "node:http";
 import { observe, observeError, required } from "./observe.mjs";
-import { auth, configure } from "sdk-4.8.3";
 
-const { BASE_URL, SCOPES, EXPIRATION, SKIP_COLUMNS } = process.env;
+const { auth, configure, runs } = await import(`${process.argv[2] ?? "sdk-4.8.3"}/v3`);
+const { BASE_URL, SCOPES, EXPIRATION, SKIP_COLUMNS, BRANCH, RUN_ID } = process.env;
 
 // `read:runs:run_1` → { read: { runs: ["run_1"] } }, `read:runs` → { read: { runs: true } }
 function scopes(list) {
@@ -32,13 +33,22 @@ async function standIn() {
 
 const stub = BASE_URL ? undefined : await standIn();
 try {
-  configure({ baseURL: BASE_URL ?? stub.url, accessToken: required("SECRET_KEY") });
-  const token = await auth.createPublicToken({
+  configure({ baseURL: BASE_URL ?? stub.url, accessToken: required("SECRET_KEY"), previewBranch: BRANCH });
+  const options = {
     ...(SCOPES ? { scopes: scopes(SCOPES) } : {}),
     ...(EXPIRATION ? { expirationTime: EXPIRATION } : {}),
     ...(SKIP_COLUMNS ? { realtime: { skipColumns: SKIP_COLUMNS.split(",") } } : {}),
-  });
-  observe("token", { token });
+  };
+  if (RUN_ID) {
+    await auth.withPublicToken(options, async () => {
+      for await (const run of runs.subscribeToRun(RUN_ID)) {
+        observe("run", run);
+        process.exit(0);
+      }
+    });
+  } else {
+    observe("token", { token: await auth.createPublicToken(options) });
+  }
 } catch (error) {
   observeError(error);
   process.exitCode = 1;

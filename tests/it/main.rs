@@ -14,6 +14,7 @@ mod dev_postgres;
 mod dev_schema;
 mod list_feed;
 mod live;
+mod mint;
 mod network;
 mod ops;
 mod reader;
