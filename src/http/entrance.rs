@@ -48,7 +48,6 @@ impl Entrance {
         measure(request)?;
         if let Some(addresses) = &limits.addresses
             && !is_preflight(request)
-            && !is_probe(request)
         {
             let client: IpAddr = self.app.proxies.client(peer.address, request.headers());
             addresses.count(&site(client)).map_err(HttpError::TooManyRequests)?;
@@ -63,6 +62,9 @@ impl Answers for Entrance {
         peer: Peer,
         mut request: Request<Incoming>,
     ) -> impl Future<Output = Response<Body>> + Send + 'static {
+        if is_probe(&request) {
+            return Either::Right(Either::Right(Box::pin(self.routes.answer(peer, request))));
+        }
         let admitted = match self.pass(peer, &request) {
             Ok(_) if is_preflight(&request) => {
                 return Either::Left(ready(cors::preflight(request.headers())));
@@ -117,7 +119,8 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
     request.method() == Method::OPTIONS && request.uri().path().starts_with("/realtime/")
 }
 
-/// All of a balancer's probes come from one address.
+/// Who asks whether we live is told so however full the door is; all of a balancer's probes come from
+/// one address.
 fn is_probe<B>(request: &Request<B>) -> bool {
     matches!(request.uri().path(), "/healthz" | "/readyz")
 }

@@ -52,6 +52,10 @@ async fn who_comes_while_the_door_is_full_is_refused_at_once_and_who_is_inside_d
         assert_refused(&answer, 503, "Service Unavailable");
         assert_eq!(answer.header("access-control-allow-origin"), "https://app.example");
     }
+    for probe in ["/healthz", "/readyz"] {
+        let answer = client().get(format!("{}{probe}", node.url)).send().await;
+        assert_eq!(answer.expect("an answer").status(), 200, "{probe}");
+    }
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     assert_eq!(refused(&node, "admission").await, 3.0);
 

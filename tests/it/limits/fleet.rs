@@ -11,7 +11,7 @@ use crate::consistency::node::{Kind, Node, client};
 use crate::network::opened;
 use crate::support::cluster::{Database, fresh_database};
 use crate::support::gateway::{API_VERSION, Shape, eventually};
-use crate::support::program::Serving;
+use crate::support::program::{Serving, run};
 use crate::support::redis::Redis;
 use crate::support::runs::set_metadata;
 
@@ -146,6 +146,21 @@ async fn a_redis_that_hangs_is_waited_for_by_nobody() {
     redis.go_on();
     eventually("it to be back", || async { connected(&node).await == 1.0 }).await;
     assert_eq!(used(&node, "live_elsewhere").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_url_that_names_no_redis_is_refused_and_not_repeated() {
+    let ended = run(&[
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--admin-listen=127.0.0.1:0",
+        "--database-url=postgresql://nobody@127.0.0.1:1/none",
+        "--redis-url=http://user:sesame-4711@127.0.0.1:1",
+    ])
+    .await;
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.complaint().starts_with("RUNWIRE_REDIS_URL: is no Redis"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("sesame"), "{}", ended.stderr);
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ async fn until_used(node: &Node, limit: &str, wanted: f64) {
 
 /// A refusal in the contract's form, which says when to come back.
 fn assert_refused(answer: &Shape, status: u16, error: &str) {
-    assert_eq!(answer.status, status, "{}", answer.text);
+    assert_eq!(answer.status, status, "{:.200}", answer.text);
     assert_eq!(answer.text, format!(r#"{{"error":"{error}"}}"#));
     assert_eq!(answer.header("content-type"), "application/json; charset=utf-8");
     let exposed = answer.header("access-control-expose-headers");
