@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use futures_util::FutureExt as _;
 use hyper::server::conn::http1;
@@ -29,6 +28,8 @@ pub const MAX_HEAD: usize = 32 * 1024;
 pub struct Shared<A> {
     /// What answers requests.
     pub answers: A,
+    /// What sockets are wrapped in, if they are.
+    pub tls: Option<Arc<Tls>>,
     /// Places for connections, and for the requests of one that are at work beside each other.
     pub places: Arc<Semaphore>,
     /// Requests that found no place.
@@ -44,36 +45,38 @@ impl<A: Answers> Shared<A> {
     pub fn new(
         listener: &'static str,
         answers: A,
+        tls: Option<Arc<Tls>>,
         limits: Limits,
         drain: CancellationToken,
     ) -> Shared<A> {
         let refused = metrics::counter!(telemetry::REQUESTS_REFUSED, "listener" => listener);
         let Limits { places, patience } = limits;
-        Shared { answers, places, refused, patience, drain }
+        Shared { answers, tls, places, refused, patience, drain }
     }
 }
 
 /// Answers the requests of a connection until the client, an error or the drain ends it.
-pub async fn converse<A: Answers>(mut socket: Socket, peer: Peer, shared: &Arc<Shared<A>>) {
-    // Both are boxed, so that a connection that holds an HTTP/1.1 poll takes no memory for them.
+pub async fn converse<A: Answers>(mut socket: Socket, shared: &Arc<Shared<A>>) {
+    // All else is boxed, so that a connection that holds an HTTP/1.1 poll takes no memory for it.
+    if let Some(tls) = &shared.tls {
+        return Box::pin(converse_tls(socket, tls, shared)).await;
+    }
     match Box::pin(speaks_http2(&mut socket, shared)).await {
-        Some(true) => Box::pin(http2::converse(socket, peer, shared)).await,
+        Some(true) => {
+            let peer = socket.peer();
+            Box::pin(http2::converse(socket, peer, shared)).await;
+        }
         Some(false) => {
-            let heard = socket.heard();
-            converse_http1(socket, heard, peer, shared).await;
+            let peer = socket.peer();
+            converse_http1(socket, peer, shared).await;
         }
         None => {}
     }
 }
 
-/// The same with TLS, in which the client says beforehand what it speaks.
-pub async fn converse_tls<A: Answers>(
-    socket: Socket,
-    tls: &Tls,
-    peer: Peer,
-    shared: &Arc<Shared<A>>,
-) {
-    let heard = socket.heard();
+/// With TLS the client says beforehand what it speaks.
+async fn converse_tls<A: Answers>(socket: Socket, tls: &Tls, shared: &Arc<Shared<A>>) {
+    let peer = socket.peer();
     let stream = tokio::select! {
         stream = tls.accept(socket, shared.patience.head) => stream,
         () = shared.drain.cancelled() => return,
@@ -81,7 +84,7 @@ pub async fn converse_tls<A: Answers>(
     let Some(stream) = stream else { return };
     match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => Box::pin(http2::converse(stream, peer, shared)).await,
-        _ => Box::pin(converse_http1(stream, heard, peer, shared)).await,
+        _ => converse_http1(stream, peer, shared).await,
     }
 }
 
@@ -96,14 +99,13 @@ async fn speaks_http2<A>(socket: &mut Socket, shared: &Shared<A>) -> Option<bool
 
 async fn converse_http1<A: Answers>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    heard: Arc<AtomicBool>,
-    peer: Peer,
+    peer: Arc<Peer>,
     shared: &Shared<A>,
 ) {
     let answers =
-        service_fn(|request| shared.answers.answer(peer, request).map(Ok::<_, Infallible>));
+        service_fn(|request| shared.answers.answer(peer.address, request).map(Ok::<_, Infallible>));
     let connection = http1::Builder::new()
-        .timer(HeadTimer { head: shared.patience.head, heard })
+        .timer(HeadTimer { head: shared.patience.head, peer: Arc::clone(&peer) })
         .header_read_timeout(shared.patience.idle)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), answers);

@@ -13,7 +13,7 @@ use futures_util::future::{Either, ready};
 use hyper::body::Incoming;
 
 use super::error::HttpError;
-use super::listen::{Answers, Peer};
+use super::listen::Answers;
 use super::proxy::site;
 use super::shortcut::feed_asked_for;
 use super::subscribe::feed;
@@ -42,14 +42,14 @@ impl Entrance {
         Entrance { app, routes }
     }
 
-    fn pass(&self, peer: Peer, request: &Request<Incoming>) -> Result<Admitted, HttpError> {
+    fn pass(&self, peer: IpAddr, request: &Request<Incoming>) -> Result<Admitted, HttpError> {
         let limits = &self.app.limits;
         let admitted = limits.admission.enter().ok_or(HttpError::Unavailable)?;
         measure(request)?;
         if let Some(addresses) = &limits.addresses
             && !is_preflight(request)
         {
-            let client: IpAddr = self.app.proxies.client(peer.address, request.headers());
+            let client = self.app.proxies.client(peer, request.headers());
             addresses.count(&site(client)).map_err(HttpError::TooManyRequests)?;
         }
         Ok(admitted)
@@ -59,7 +59,7 @@ impl Entrance {
 impl Answers for Entrance {
     fn answer(
         &self,
-        peer: Peer,
+        peer: IpAddr,
         mut request: Request<Incoming>,
     ) -> impl Future<Output = Response<Body>> + Send + 'static {
         if is_probe(&request) {

@@ -2,12 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::rt::{Sleep, Timer};
 use pin_project_lite::pin_project;
+
+use super::listen::Peer;
 
 /// The timer that hyper asks for when it begins to wait for a request, and drops when it has one. The
 /// wait that hyper has in mind is for silence; once the client has begun to speak, `head` counts.
@@ -15,8 +17,8 @@ use pin_project_lite::pin_project;
 pub struct HeadTimer {
     /// For how long the rest of a head may take.
     pub head: Duration,
-    /// Set by the socket when something was read.
-    pub heard: Arc<AtomicBool>,
+    /// Whom we listen to.
+    pub peer: Arc<Peer>,
 }
 
 impl Timer for HeadTimer {
@@ -25,7 +27,7 @@ impl Timer for HeadTimer {
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
-        self.heard.store(false, Ordering::Relaxed);
+        self.peer.heard.store(false, Ordering::Relaxed);
         let deadline = tokio::time::sleep_until(deadline.into());
         Box::pin(HeadSleep { timer: self.clone(), speaks: false, deadline })
     }
@@ -46,7 +48,7 @@ impl Future for HeadSleep {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        if !*this.speaks && this.timer.heard.load(Ordering::Relaxed) {
+        if !*this.speaks && this.timer.peer.heard.load(Ordering::Relaxed) {
             *this.speaks = true;
             let end = tokio::time::Instant::now() + this.timer.head;
             if end < this.deadline.deadline() {

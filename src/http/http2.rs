@@ -2,6 +2,7 @@
 //! socket.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,14 +38,16 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Answers requests until the client, an error, idleness or the drain ends the connection.
 pub async fn converse<A: Answers>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    peer: Peer,
+    peer: Arc<Peer>,
     shared: &Arc<Shared<A>>,
 ) {
     let idle = shared.patience.idle;
     let work = Arc::new(Work::default());
     let service = {
         let (shared, work) = (Arc::clone(shared), Arc::clone(&work));
-        service_fn(move |request| answer(Arc::clone(&shared), AtWork::begin(&work), peer, request))
+        service_fn(move |request| {
+            answer(Arc::clone(&shared), AtWork::begin(&work), peer.address, request)
+        })
     };
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -80,7 +83,7 @@ pub async fn converse<A: Answers>(
 async fn answer<A: Answers>(
     shared: Arc<Shared<A>>,
     at_work: AtWork,
-    peer: Peer,
+    peer: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let place = match at_work.is_first {

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
@@ -33,18 +34,20 @@ const SEND_BUFFER: u32 = 64 * 1024;
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Peer {
     /// The client's address, or that of a proxy before it.
     pub address: IpAddr,
+    /// Set by the socket whenever something was read; see [`super::heads::HeadTimer`].
+    pub heard: AtomicBool,
 }
 
 /// What answers the requests of a listener.
 pub trait Answers: Clone + Send + Sync + 'static {
-    /// The answer, whatever happens.
+    /// The answer, whatever happens, to a request from this address.
     fn answer(
         &self,
-        peer: Peer,
+        peer: IpAddr,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Body>> + Send + 'static;
 }
@@ -52,7 +55,7 @@ pub trait Answers: Clone + Send + Sync + 'static {
 impl Answers for Router {
     fn answer(
         &self,
-        _: Peer,
+        _: IpAddr,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Body>> + Send + 'static {
         self.clone().oneshot(request).map(|Ok(response): Result<_, Infallible>| response)
@@ -116,7 +119,7 @@ pub async fn serve(
     let refused = metrics::counter!(telemetry::CONNECTIONS_REFUSED, "listener" => name);
     let places = Arc::clone(&limits.places);
     let writes = Arc::new(Writes::new(name, limits.patience.write));
-    let shared = Arc::new(Shared::new(name, answers, limits, drain));
+    let shared = Arc::new(Shared::new(name, answers, tls, limits, drain));
     loop {
         let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -135,18 +138,12 @@ pub async fn serve(
         };
         // Without it a small answer may wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
-        let socket = Socket::new(stream, Arc::clone(&writes));
-        let peer = Peer { address: address.ip() };
-        let (shared, open, tls) = (Arc::clone(&shared), open.clone(), tls.clone());
+        let peer = Peer { address: address.ip(), heard: AtomicBool::new(false) };
+        let socket = Socket::new(stream, Arc::new(peer), Arc::clone(&writes));
+        let (shared, open) = (Arc::clone(&shared), open.clone());
         connections.spawn(async move {
             open.increment(1.0);
-            match tls {
-                // Boxed, so that those without it take no memory for it.
-                Some(tls) => {
-                    Box::pin(connection::converse_tls(socket, &tls, peer, &shared)).await;
-                }
-                None => connection::converse(socket, peer, &shared).await,
-            }
+            connection::converse(socket, &shared).await;
             open.decrement(1.0);
             drop(place);
         });

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use super::listen::Peer;
 use crate::telemetry;
 
 /// What an HTTP/2 client says first (RFC 9113, 3.4). No HTTP/1.1 request begins like this.
@@ -47,8 +48,7 @@ impl Writes {
 pub struct Socket {
     stream: TcpStream,
     writes: Arc<Writes>,
-    /// Set whenever something was read; see [`super::heads::HeadTimer`].
-    heard: Arc<AtomicBool>,
+    peer: Arc<Peer>,
     /// There is a timer only while a write waits: most sockets never need one.
     stall: Option<Stall>,
     /// What was read to tell the protocol, and how much of it.
@@ -79,15 +79,14 @@ impl Drop for Stall {
 
 impl Socket {
     /// Takes over an accepted stream.
-    pub fn new(stream: TcpStream, writes: Arc<Writes>) -> Socket {
+    pub fn new(stream: TcpStream, peer: Arc<Peer>, writes: Arc<Writes>) -> Socket {
         let first = [0; PREFACE.len()];
-        let heard = Arc::default();
-        Socket { stream, writes, heard, stall: None, first, first_len: 0, first_taken: 0 }
+        Socket { stream, writes, peer, stall: None, first, first_len: 0, first_taken: 0 }
     }
 
-    /// What tells that the client has said something.
-    pub fn heard(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.heard)
+    /// Who is at the other end.
+    pub fn peer(&self) -> Arc<Peer> {
+        Arc::clone(&self.peer)
     }
 
     /// Whether the client speaks HTTP/2: reads until that is certain, at most the preface's 24 bytes,
@@ -162,7 +161,7 @@ impl AsyncRead for Socket {
             this.note(error);
         }
         if buf.filled().len() > filled {
-            this.heard.store(true, Ordering::Relaxed);
+            this.peer.heard.store(true, Ordering::Relaxed);
         }
         // What follows the first bytes comes with them, or hyper would make room for a second read.
         if given > 0 { Poll::Ready(Ok(())) } else { read }
