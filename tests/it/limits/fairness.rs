@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::{refused, until_used};
 use crate::consistency::node::{Kind, Node, client, get};
-use crate::network::{address, live_poll, opened};
+use crate::network::{address, live_poll, opened, series};
 use crate::support::cluster::fresh_database;
 use crate::support::gateway::{Shape, eventually};
 use crate::support::runs::{insert_run, set_metadata};
@@ -71,4 +71,44 @@ async fn a_storm_of_one_environment_stops_neither_the_opening_nor_the_changes_of
     }
     storm.shutdown().await;
     until_used(&node, "live", 0.0).await;
+}
+
+/// Asking for what never was is waited for too, in places that are few.
+#[tokio::test]
+async fn who_asks_for_a_thousand_runs_that_never_were_leaves_others_the_time_for_theirs() {
+    const WAITING: &str = r#"limit="just_created""#;
+    let database = fresh_database().await;
+    let seeded = &database.seeded;
+    let (stormy, calm) = (seeded.production, seeded.rival);
+    let node = Node::start(Kind::Binary, &database.url, &[]).await;
+    let mut storm = JoinSet::new();
+    for worker in 0..1_200 {
+        let url = node.url.clone();
+        storm.spawn(async move {
+            let client = client();
+            for i in 0.. {
+                let run = format!("run_none_{worker}_{i}");
+                let _ = get(&client, &url, stormy.secret_key, &run, "offset=-1").await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+    }
+    let used = || series(&node, "runwire_limit_used", WAITING);
+    let refused = || series(&node, "runwire_limit_refused_total", WAITING);
+    eventually("all of its places to be taken", || async {
+        used().await > 700.0 && refused().await > 0.0
+    })
+    .await;
+    for i in 0..3 {
+        let run = format!("run_calm_{i}");
+        let asked = node.get(calm.secret_key, &run, "offset=-1");
+        let created = async {
+            // As when the trigger call answers first.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            insert_run(&database.pool, calm.id, &run).await;
+        };
+        let (answer, ()) = tokio::join!(asked, created);
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    storm.shutdown().await;
 }
