@@ -21,3 +21,4 @@ mod reader;
 mod replication;
 mod run_feed;
 mod sdk;
+mod secrets;
