@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::chunks::Opening;
 use super::facts::Facts;
-use super::feeds::{Answer, Feeds, JUST_CREATED_WAIT, Outcome, Unavailable, View};
+use super::feeds::{Answer, Feeds, Outcome, Unavailable, View};
 use super::filter::{Filter, Runs};
 use super::handle::Handle;
 use super::image::{Image, MessageKey, Operation};
@@ -201,7 +201,7 @@ impl Feeds {
         // A trigger call may answer before its run can be read. The places to wait are limited, so
         // that asking for runs that never were costs little.
         let Ok(_place) = self.just_created.try_acquire() else { return Ok(None) };
-        let deadline = Instant::now() + JUST_CREATED_WAIT;
+        let deadline = Instant::now() + self.settings.just_created_wait;
         loop {
             let woken = waiter.woken();
             let known = self.feed.state.read().last_state(filter).is_some_and(|(_, gone)| !gone);

@@ -6,6 +6,7 @@ mod support;
 mod auth;
 mod batch_feed;
 mod browser;
+mod catalogue;
 mod clients;
 mod consistency;
 mod dev_command;

@@ -72,7 +72,13 @@ async fn log_of(environment: &[(&str, &str)]) -> (String, Vec<String>) {
     let mut url: url::Url = database.url.parse().expect("a URL");
     url.set_password(Some(&format!("pass{CANARY}"))).expect("a password");
     let anywhere = "http://127.0.0.1:0";
-    let serving = Serving::start_in(environment, anywhere, url.as_str(), &["--hold=50ms"]).await;
+    let serving = Serving::start_in(
+        environment,
+        anywhere,
+        url.as_str(),
+        &["--hold=50ms", "--just-created-wait=0s"],
+    )
+    .await;
     serving.ready().await;
     let secrets = provoke(&serving.url, &database.pool).await;
     // The columns go, so that failures are told of as well.
