@@ -173,6 +173,10 @@ pub struct FeedArgs {
     /// feed of that run alone; 0s switches it off
     #[arg(long, env = "RUNWIRE_COMPLETION_FOLD", default_value = "100ms", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub completion_fold: Duration,
+    /// For how long a run or batch that is not there is waited for, since clients may ask before its
+    /// transaction commits; then it is a 404
+    #[arg(long, env = "RUNWIRE_JUST_CREATED_WAIT", default_value = "2s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub just_created_wait: Duration,
     /// The shortest time between two answers that something changed, up to 10s, where neither the
     /// token nor the request says. First changes, completions and errors never wait
     #[arg(long, env = "RUNWIRE_THROTTLE", default_value = "0s", value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -202,6 +206,7 @@ impl FeedArgs {
     pub fn settings(&self) -> FeedSettings {
         FeedSettings {
             completion_fold: self.completion_fold,
+            just_created_wait: self.just_created_wait,
             created_max: self.created_max,
             list_max: self.list_max,
             list_bytes: size(self.list_bytes),

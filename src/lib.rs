@@ -10,6 +10,7 @@ pub mod dev;
 pub mod feed;
 pub mod http;
 pub mod limits;
+pub mod logs;
 pub mod postgres;
 pub mod readiness;
 pub mod replication;

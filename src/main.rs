@@ -9,7 +9,7 @@ use runwire::dev::{self, DevArgs};
 use runwire::replication::SetupError;
 use runwire::server::{Server, StartError};
 use runwire::token_command::{self, TokenArgs, TokenError};
-use runwire::{replication, telemetry};
+use runwire::{logs, replication};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Held polls are small and many; this allocator keeps their pages apart and gives them back.
@@ -48,7 +48,7 @@ const EXIT_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    telemetry::install_logs(match cli.command {
+    logs::install(match cli.command {
         // What it prints is to be read, so only what is wrong may come between; a slow laptop is not.
         Command::Dev(_) | Command::Token(_) => "warn,sqlx=error",
         _ => "info",

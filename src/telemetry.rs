@@ -1,4 +1,4 @@
-//! Every metric, defined once, and the set-up of logs.
+//! Every metric, defined once.
 
 use std::sync::OnceLock;
 use std::time::SystemTime;
@@ -170,28 +170,4 @@ impl FeedMetrics {
         self.deliveries.increment(1);
         self.latency.record(passed.max(0) as f64 / 1e6);
     }
-}
-
-/// Libraries that log every failed try by themselves, where we log an outage once. `RUNWIRE_LOG` can
-/// name them to hear them again.
-const QUIET: &str =
-    "pgwire_replication=off,sqlx::postgres::notice=off,sqlx_core::pool=warn,sqlx::pool=warn";
-
-/// Starts the log: lines for people on a terminal, JSON elsewhere, at `RUNWIRE_LOG` or the level.
-pub fn install_logs(level: &str) {
-    use std::io::IsTerminal as _;
-    use tracing_subscriber::EnvFilter;
-
-    let asked = std::env::var("RUNWIRE_LOG").ok();
-    // Of two directives for one target, the last counts.
-    let filter = asked
-        .and_then(|asked| EnvFilter::try_new(format!("{QUIET},{asked}")).ok())
-        .unwrap_or_else(|| EnvFilter::new(format!("{QUIET},{level}")));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // An error means that a log was started before.
-    let _ = if std::io::stderr().is_terminal() {
-        log.try_init().map_err(drop)
-    } else {
-        log.json().try_init().map_err(drop)
-    };
 }

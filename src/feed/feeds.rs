@@ -25,9 +25,8 @@ use crate::runs::reader::Reader;
 
 /// How long a client that is ahead of this node is waited for when it does not hold a poll.
 pub(super) const CATCH_UP_WAIT: Duration = Duration::from_secs(5);
-/// For how long a run or batch that was just triggered is waited for before it is said not to exist.
-pub(super) const JUST_CREATED_WAIT: Duration = Duration::from_secs(2);
-/// How many requests may wait so at once; those of one environment leave some to the others.
+/// How many requests may wait at once for a run or batch that is not there; those of one environment
+/// leave some to the others.
 const JUST_CREATED_PLACES: usize = 1_000;
 
 /// How feeds behave.
@@ -35,6 +34,9 @@ const JUST_CREATED_PLACES: usize = 1_000;
 pub struct FeedSettings {
     /// For how long a run's first completion waits for what is written right after it.
     pub completion_fold: Duration,
+    /// For how long a run or batch is waited for that is not there: clients may ask before its
+    /// transaction commits.
+    pub just_created_wait: Duration,
     /// How far back a list may reach.
     pub created_max: Duration,
     /// The most rows that a list answers with.
@@ -161,7 +163,7 @@ impl Feeds {
             return Ok(Some(id));
         }
         let Some(_place) = self.just_created.try_enter(environment) else { return Ok(None) };
-        let deadline = tokio::time::Instant::now() + JUST_CREATED_WAIT;
+        let deadline = tokio::time::Instant::now() + self.settings.just_created_wait;
         let mut pause = Duration::from_millis(25);
         while tokio::time::Instant::now() + pause < deadline {
             tokio::time::sleep(pause).await;

@@ -371,6 +371,7 @@ fn feeds() -> Feeds {
     let pool = PgPoolOptions::new().connect_lazy("postgresql://127.0.0.1:1/none").unwrap();
     let settings = FeedSettings {
         completion_fold: Duration::ZERO,
+        just_created_wait: Duration::from_secs(2),
         created_max: Duration::from_secs(86_400),
         list_max: 100,
         list_bytes: 1 << 20,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::chunks::Opening;
 use super::facts::Facts;
-use super::feeds::{Answer, Feeds, JUST_CREATED_WAIT, Outcome, Unavailable, View};
+use super::feeds::{Answer, Feeds, Outcome, Unavailable, View};
 use super::filter::{Filter, Runs};
 use super::handle::Handle;
 use super::image::{Image, MessageKey, Operation};
@@ -202,7 +202,7 @@ impl Feeds {
         // that asking for runs that never were costs little.
         let environment = &open.view.feed.environment;
         let Some(_place) = self.just_created.try_enter(environment) else { return Ok(None) };
-        let deadline = Instant::now() + JUST_CREATED_WAIT;
+        let deadline = Instant::now() + self.settings.just_created_wait;
         loop {
             let woken = waiter.woken();
             let known = self.feed.state.read().last_state(filter).is_some_and(|(_, gone)| !gone);

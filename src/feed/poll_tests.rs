@@ -31,6 +31,7 @@ pub fn feeds_that_fold(completion_fold: Duration) -> (Arc<Feed>, Arc<Feeds>) {
     let caught_up = Arc::new(AtomicBool::new(true));
     let settings = FeedSettings {
         completion_fold,
+        just_created_wait: Duration::from_secs(2),
         created_max: Duration::from_secs(86_400),
         list_max: 10,
         list_bytes: 1 << 20,

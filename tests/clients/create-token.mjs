@@ -1,12 +1,13 @@
 // Prints a public token for SECRET_KEY with the scopes of the SCOPES list (comma-separated), made by
 // `auth.createPublicToken` of the SDK named as argument (else the newest), and optionally EXPIRATION,
-// SKIP_COLUMNS and BRANCH. With RUN_ID it prints that run instead, read inside of `auth.withPublicToken`.
+// SKIP_COLUMNS and BRANCH. SCOPE_LISTS, a JSON array of such lists, makes a token of each. With RUN_ID
+// it prints that run instead, read inside of `auth.withPublicToken`.
 // The SDK asks its server for the claims first: BASE_URL, else a stand-in that says ENVIRONMENT_ID.
 import { createServer } from "node:http";
 import { observe, observeError, required } from "./observe.mjs";
 
 const { auth, configure, runs } = await import(`${process.argv[2] ?? "sdk-4.8.3"}/v3`);
-const { BASE_URL, SCOPES, EXPIRATION, SKIP_COLUMNS, BRANCH, RUN_ID } = process.env;
+const { BASE_URL, SCOPES, SCOPE_LISTS, EXPIRATION, SKIP_COLUMNS, BRANCH, RUN_ID } = process.env;
 
 // `read:runs:run_1` → { read: { runs: ["run_1"] } }, `read:runs` → { read: { runs: true } }
 function scopes(list) {
@@ -34,20 +35,22 @@ async function standIn() {
 const stub = BASE_URL ? undefined : await standIn();
 try {
   configure({ baseURL: BASE_URL ?? stub.url, accessToken: required("SECRET_KEY"), previewBranch: BRANCH });
-  const options = {
-    ...(SCOPES ? { scopes: scopes(SCOPES) } : {}),
+  const optionsOf = (list) => ({
+    ...(list ? { scopes: scopes(list) } : {}),
     ...(EXPIRATION ? { expirationTime: EXPIRATION } : {}),
     ...(SKIP_COLUMNS ? { realtime: { skipColumns: SKIP_COLUMNS.split(",") } } : {}),
-  };
+  });
   if (RUN_ID) {
-    await auth.withPublicToken(options, async () => {
+    await auth.withPublicToken(optionsOf(SCOPES), async () => {
       for await (const run of runs.subscribeToRun(RUN_ID)) {
         observe("run", run);
         process.exit(0);
       }
     });
   } else {
-    observe("token", { token: await auth.createPublicToken(options) });
+    for (const list of SCOPE_LISTS ? JSON.parse(SCOPE_LISTS) : [SCOPES]) {
+      observe("token", { token: await auth.createPublicToken(optionsOf(list)) });
+    }
   }
 } catch (error) {
   observeError(error);

@@ -63,10 +63,22 @@ impl Serving {
 
     /// The same where an earlier one was.
     pub async fn start_at(url: &str, database_url: &str, arguments: &[&str]) -> Serving {
+        Serving::start_in(&[], url, database_url, arguments).await
+    }
+
+    /// The same with these variables in its environment.
+    pub async fn start_in(
+        environment: &[(&str, &str)],
+        url: &str,
+        database_url: &str,
+        arguments: &[&str],
+    ) -> Serving {
         let listen = url.strip_prefix("http://").expect("a URL of a gateway");
         let fixed = ["serve", "--listen", listen, "--admin-listen=127.0.0.1:0"];
         let all = [&fixed[..], &["--database-url", database_url], arguments].concat();
-        let mut process = command(&all).spawn().expect("run the program");
+        let mut command = command(&all);
+        command.envs(environment.iter().copied());
+        let mut process = command.spawn().expect("run the program");
         let mut lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
         let mut said = String::new();
         let (url, operators) = loop {
