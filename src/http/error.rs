@@ -1,6 +1,6 @@
 //! The only place where an error becomes a status, a body and headers (`runs-and-auth.md`, 15).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -121,6 +121,12 @@ impl HttpError {
             // Spread out, so that those who obey do not come back together.
             let spread = rand::random_range(1..=wait.div_ceil(4).max(5));
             headers.insert(RETRY_AFTER, HeaderValue::from(wait + spread));
+            if let HttpError::TooManyRequests(_) = self {
+                // Where the SDK's calls that are no feeds look (`streams-and-sessions.md`, 1.8).
+                let then = SystemTime::now() + Duration::from_secs(wait + spread);
+                let then = then.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                headers.insert("x-ratelimit-reset", HeaderValue::from(then.as_millis() as u64));
+            }
         }
         response
     }

@@ -1,5 +1,7 @@
 //! How often an address, and a credential, may ask.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use reqwest::RequestBuilder;
 use reqwest::header::HeaderMap;
 
@@ -44,6 +46,9 @@ async fn an_address_gets_its_rate_on_all_routes_together_and_proxies_speak_for_t
         let over = answer(via("198.51.100.7", path)).await;
         assert_refused(&over, 429, "Too many requests");
         assert_eq!(over.header("access-control-allow-origin"), "https://app.example");
+        let reset: u128 = over.header("x-ratelimit-reset").parse().expect("a time in ms");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis();
+        assert!(reset > now + 690_000 && reset < now + 910_000, "{reset} from {now}");
         // The fifth part of an hour, and a quarter of that to spread by.
         assert!((700..=720 + 180).contains(&wait(&over)), "{}", wait(&over));
     }
