@@ -215,6 +215,14 @@ impl Server {
             async move {
                 tokio::select! {
                     () = app.feeds.run() => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        };
+        let limits_work = {
+            let (app, stop) = (Arc::clone(&app), stop_stream.clone());
+            async move {
+                tokio::select! {
                     () = app.limits.run() => {}
                     () = stop.cancelled() => {}
                 }
@@ -251,6 +259,7 @@ impl Server {
         let mut tasks = vec![
             tokio::spawn(ticker.run(stop_stream.clone())),
             tokio::spawn(feeds_work),
+            tokio::spawn(limits_work),
             tokio::spawn(fleet_work),
             tokio::spawn(tls_work),
             tokio::spawn(listen::serve(
