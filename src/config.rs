@@ -1,5 +1,7 @@
 //! Settings: one struct per area. `--help`, the environment and the operations page come from here.
 
+mod door;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,8 +9,11 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 
+pub use door::{LimitArgs, RedisArgs, TlsArgs};
+
 use crate::feed::{FeedSettings, Limits};
 use crate::http::Throttle;
+use crate::http::listen::Patience;
 use crate::postgres::ConnectionUrl;
 use crate::replication;
 use crate::runs::reader::ReaderLimits;
@@ -33,6 +38,12 @@ pub struct ServeArgs {
     listen: ListenArgs,
     #[command(flatten)]
     feed: FeedArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    redis: RedisArgs,
 }
 
 /// Where the database is.
@@ -87,9 +98,15 @@ pub enum SlotKindArg {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Addresses")]
 pub struct ListenArgs {
-    /// Where clients connect
-    #[arg(long, env = "RUNWIRE_LISTEN", default_value = "127.0.0.1:3040", value_name = "ADDRESS")]
-    pub listen: SocketAddr,
+    /// Where clients connect, without TLS; several are separated by commas
+    #[arg(
+        long,
+        env = "RUNWIRE_LISTEN",
+        default_value = "127.0.0.1:3040",
+        value_name = "ADDRESSES",
+        value_delimiter = ','
+    )]
+    pub listen: Vec<SocketAddr>,
     /// Where operators and probes connect: /healthz, /readyz, /metrics
     #[arg(
         long,
@@ -105,6 +122,13 @@ pub struct ListenArgs {
     /// that is silent for so long is asked by the kernel whether it is there
     #[arg(long, env = "RUNWIRE_WRITE_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub write_timeout: Duration,
+    /// For how long a client may take to send a request's line and headers once it has begun, and for a
+    /// TLS handshake
+    #[arg(long, env = "RUNWIRE_HEAD_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub head_timeout: Duration,
+    /// For how long a connection may ask nothing
+    #[arg(long, env = "RUNWIRE_IDLE_TIMEOUT", default_value = "60s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub idle_timeout: Duration,
     /// Where Runwire keeps what it must not lose. Nothing yet
     #[arg(long, env = "RUNWIRE_DATA_DIR", default_value = "./runwire-data", value_name = "DIR")]
     pub data_dir: PathBuf,
@@ -274,11 +298,24 @@ impl ServeArgs {
     /// The server's settings, or what is wrong with them.
     pub fn settings(&self) -> Result<server::Settings, SettingError> {
         let window = self.feed.limits();
+        let Some((listen, listen_also)) = self.listen.listen.split_first() else {
+            let problem = "names no address".to_owned();
+            return Err(SettingError { setting: "RUNWIRE_LISTEN", problem });
+        };
         Ok(server::Settings {
-            listen: self.listen.listen,
+            listen: *listen,
+            listen_also: listen_also.to_vec(),
+            tls: self.tls.settings(),
             admin_listen: self.listen.admin_listen,
             max_connections: self.listen.max_connections,
-            write_timeout: self.listen.write_timeout,
+            patience: Patience {
+                write: self.listen.write_timeout,
+                head: self.listen.head_timeout,
+                idle: self.listen.idle_timeout,
+            },
+            requests: self.limits.requests(),
+            proxies: self.limits.proxies(),
+            redis: self.redis.settings()?,
             sql_url: self.database.sql_url()?,
             database_connections: self.database.database_connections,
             // A transaction that would not leave room for anything else is not carried.

@@ -97,11 +97,21 @@ async fn serve(args: &ServeArgs) -> ExitCode {
     };
     let server = match Server::start(settings).await {
         Ok(server) => server,
-        Err(error @ (StartError::Listen(..) | StartError::Setup(SetupError::Wrong(_)))) => {
+        Err(
+            error @ (StartError::Listen(..)
+            | StartError::Tls(_)
+            | StartError::Setup(SetupError::Wrong(_))),
+        ) => {
             return fail(EXIT_SETTINGS, &error);
         }
         Err(error) => return fail(1, &error),
     };
+    for also in &server.also_at {
+        tracing::info!(clients = %also, "listening as well");
+    }
+    for tls in &server.tls_addresses {
+        tracing::info!(clients = %tls, "listening with TLS");
+    }
     tracing::info!(clients = %server.address, operators = %server.admin_address, "listening");
     stop.await;
     tracing::info!("draining");

@@ -4,16 +4,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{self, Door};
 use crate::feed::{Feed, FeedSettings, Feeds, Limits};
-use crate::http::{self, App, Metrics, Throttle, listen, ops::Ops};
+use crate::http::listen::{self, Patience};
+use crate::http::ops::Ops;
+use crate::http::proxy::Proxies;
+use crate::http::tls::{Tls, TlsError, TlsFiles};
+use crate::http::{self, App, Entrance, Metrics, Throttle};
+use crate::limits::{Fleet, RequestLimits, RequestSettings};
 use crate::postgres::ConnectionUrl;
 use crate::readiness::{Lag, Readiness};
 use crate::replication::change::{Event, Marks};
@@ -40,12 +45,22 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(4);
 pub struct Settings {
     /// Where clients connect; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Further addresses for them.
+    pub listen_also: Vec<SocketAddr>,
+    /// Where they connect with TLS, if they do.
+    pub tls: Option<TlsSettings>,
     /// Where operators connect.
     pub admin_listen: SocketAddr,
-    /// Connections that are served at once.
+    /// Connections that are served at once, at all of the clients' addresses.
     pub max_connections: usize,
-    /// For how long a client may take nothing of what is written to it.
-    pub write_timeout: Duration,
+    /// For how long clients may take.
+    pub patience: Patience,
+    /// How much may be asked.
+    pub requests: RequestSettings,
+    /// Who may say on whose behalf they ask.
+    pub proxies: Proxies,
+    /// Where gateways tell each other what they have live.
+    pub redis: Option<redis::Client>,
     /// The primary.
     pub sql_url: ConnectionUrl,
     /// The size of the pool for snapshots and credentials.
@@ -66,12 +81,24 @@ pub struct Settings {
     pub throttle: Throttle,
 }
 
+/// Where TLS is spoken.
+#[derive(Clone, Debug)]
+pub struct TlsSettings {
+    /// The addresses.
+    pub listen: Vec<SocketAddr>,
+    /// The certificate and its key.
+    pub files: TlsFiles,
+}
+
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address is taken or not ours.
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, std::io::Error),
+    /// There is no working certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The database is not set up for replication.
     #[error(transparent)]
     Setup(#[from] SetupError),
@@ -85,6 +112,10 @@ pub enum StartError {
 pub struct Server {
     /// Where clients connect.
     pub address: SocketAddr,
+    /// Further addresses for them.
+    pub also_at: Vec<SocketAddr>,
+    /// Where they connect with TLS.
+    pub tls_addresses: Vec<SocketAddr>,
     /// Where operators connect.
     pub admin_address: SocketAddr,
     /// Whether feeds are served.
@@ -100,15 +131,27 @@ impl Server {
     /// up after that; [`Server::readiness`] tells when.
     pub async fn start(settings: Settings) -> Result<Server, StartError> {
         let metrics = telemetry::install_metrics();
-        let public = listen::bind(settings.listen, settings.write_timeout)
-            .map_err(|error| StartError::Listen(settings.listen, error))?;
-        let admin = listen::bind(settings.admin_listen, settings.write_timeout)
-            .map_err(|error| StartError::Listen(settings.admin_listen, error))?;
-        let local = |listener: &tokio::net::TcpListener, asked| {
-            listener.local_addr().map_err(|error| StartError::Listen(asked, error))
+        let bind = |asked| {
+            let bound = listen::bind(asked, settings.patience.write);
+            let local = bound.and_then(|listener| Ok((listener.local_addr()?, listener)));
+            local.map_err(|error| StartError::Listen(asked, error))
         };
-        let address = local(&public, settings.listen)?;
-        let admin_address = local(&admin, settings.admin_listen)?;
+        let bind_all = |addresses: &[SocketAddr]| {
+            let bound = addresses.iter().map(|address| bind(*address));
+            bound.collect::<Result<(Vec<_>, Vec<_>), _>>()
+        };
+        let (address, public) = bind(settings.listen)?;
+        let (also_at, public_also) = bind_all(&settings.listen_also)?;
+        let (admin_address, admin) = bind(settings.admin_listen)?;
+        let (tls, tls_addresses, public_tls) = match settings.tls {
+            Some(TlsSettings { listen, files }) => {
+                let (addresses, listeners) = bind_all(&listen)?;
+                (Some(Arc::new(Tls::new(files).await?)), addresses, listeners)
+            }
+            None => (None, Vec::new(), Vec::new()),
+        };
+        let limits = RequestLimits::new(settings.requests);
+        let fleet = settings.redis.map(|redis| Fleet::new(redis, limits.live.clone()));
 
         let (drain, stop_stream) = (CancellationToken::new(), CancellationToken::new());
         let pool = |connections| {
@@ -157,6 +200,8 @@ impl Server {
         let feeds = Feeds::new(feed, reader, readiness.flag(), drain.clone(), settings.feeds);
         let app = Arc::new(App {
             door,
+            limits,
+            proxies: settings.proxies,
             feeds: Arc::new(feeds),
             hold: settings.hold,
             sse_life: settings.sse_life,
@@ -174,25 +219,77 @@ impl Server {
                 }
             }
         };
+        let limits_work = {
+            let (app, stop) = (Arc::clone(&app), stop_stream.clone());
+            async move {
+                tokio::select! {
+                    () = app.limits.run() => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        };
+        let fleet_work = {
+            let stop = stop_stream.clone();
+            async move {
+                let Some(fleet) = fleet else { return };
+                tokio::select! {
+                    () = fleet.run() => {}
+                    () = stop.cancelled() => fleet.leave().await,
+                }
+            }
+        };
+        let tls_work = {
+            let (tls, stop) = (tls.clone(), stop_stream.clone());
+            async move {
+                let Some(tls) = tls else { return };
+                tokio::select! {
+                    () = tls.renew() => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        };
         let ops = Ops { readiness: Arc::clone(&readiness), metrics };
-        let limit = |connections| listen::Limits { connections, write: settings.write_timeout };
+        let limit = |connections: usize| listen::Limits {
+            places: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
+            patience: settings.patience,
+        };
         let (public_limits, admin_limits) = (limit(settings.max_connections), limit(100));
         let public_routes = http::public(Arc::clone(&app), ops.clone());
-        let public_answers = http::shortcut::to_feeds(app, public_routes);
-        let admin_answers = TowerToHyperService::new(http::ops::admin(ops));
-        let tasks = vec![
+        let entrance = Entrance::new(app, public_routes);
+        let mut tasks = vec![
             tokio::spawn(ticker.run(stop_stream.clone())),
             tokio::spawn(feeds_work),
+            tokio::spawn(limits_work),
+            tokio::spawn(fleet_work),
+            tokio::spawn(tls_work),
             tokio::spawn(listen::serve(
-                "public",
-                public,
-                public_answers,
-                public_limits,
+                "admin",
+                admin,
+                http::ops::admin(ops),
+                None,
+                admin_limits,
                 drain.clone(),
             )),
-            tokio::spawn(listen::serve("admin", admin, admin_answers, admin_limits, drain.clone())),
         ];
-        Ok(Server { address, admin_address, readiness, drain, stop_stream, stream, tasks })
+        let plain = std::iter::once(public).chain(public_also).map(|listener| (listener, None));
+        let with_tls = public_tls.into_iter().map(|listener| (listener, tls.clone()));
+        for (listener, tls) in plain.chain(with_tls) {
+            let name = if tls.is_some() { "tls" } else { "public" };
+            let (entrance, limits) = (entrance.clone(), public_limits.clone());
+            let serve = listen::serve(name, listener, entrance, tls, limits, drain.clone());
+            tasks.push(tokio::spawn(serve));
+        }
+        Ok(Server {
+            address,
+            also_at,
+            tls_addresses,
+            admin_address,
+            readiness,
+            drain,
+            stop_stream,
+            stream,
+            tasks,
+        })
     }
 
     /// Answers all holds, lets the connections finish and gives the slot back. Ends within five seconds.

@@ -69,6 +69,16 @@ metric_names! {
     LIMIT_WAITING = "runwire_limit_waiting";
     /// Requests refused at a limit, by limit.
     LIMIT_REFUSED = "runwire_limit_refused_total";
+    /// Addresses or credentials of which is remembered how much of their rate they have used.
+    RATE_KEYS = "runwire_rate_keys";
+    /// Requests that no rate counted, since too many addresses or credentials were remembered.
+    RATE_UNCOUNTED = "runwire_rate_uncounted_total";
+    /// Whether Redis answers, so that limits hold across gateways.
+    FLEET_CONNECTED = "runwire_fleet_connected";
+    /// Gateways that share limits by way of Redis.
+    FLEET_GATEWAYS = "runwire_fleet_gateways";
+    /// TLS handshakes that came to nothing, by why: `timeout` or `refused`.
+    TLS_FAILED = "runwire_tls_handshakes_failed_total";
 }
 
 /// Installs the metrics recorder of this process, once, and describes every metric.
@@ -126,6 +136,11 @@ fn describe() {
     describe_gauge!(LIMIT_USED, "What is in use of a limit, in places or bytes, by limit");
     describe_gauge!(LIMIT_WAITING, "Requests that wait at a limit, by limit");
     describe_counter!(LIMIT_REFUSED, "Requests refused at a limit, by limit");
+    describe_gauge!(RATE_KEYS, "Addresses or credentials whose rate is remembered");
+    describe_counter!(RATE_UNCOUNTED, "Requests that no rate counted, for want of room");
+    describe_gauge!(FLEET_CONNECTED, "Whether Redis answers, so that limits hold across gateways");
+    describe_gauge!(FLEET_GATEWAYS, "Gateways that share limits by way of Redis");
+    describe_counter!(TLS_FAILED, "TLS handshakes that came to nothing, by why");
 }
 
 /// What a feed counts with every answer, looked up once.

@@ -1,6 +1,10 @@
 //! What a request presents: its bearer, and the branch that it names (`runs-and-auth.md` 12.1, 12.5).
 
-use std::{borrow::Cow, fmt};
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+};
 
 use axum::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use sha2::{Digest as _, Sha256};
@@ -12,6 +16,12 @@ pub(super) const MAX_BEARER_BYTES: usize = 16 * 1024;
 /// `refs/…` prefixes that a branch name may be given with; any other `refs/…` names no branch.
 const REF_PREFIXES: [&str; 6] =
     ["refs/heads/", "refs/remotes/", "refs/tags/", "refs/pull/", "refs/merge/", "refs/release/"];
+
+/// Stands for the bearer that a request presents, where requests are counted by it; `None` if it
+/// presents none. `by` is to be keyed at random, or the secret could be guessed from it.
+pub fn digest_of_bearer(headers: &HeaderMap, by: &RandomState) -> Option<u64> {
+    Some(by.hash_one(Credential::read(headers).ok()?.bearer()))
+}
 
 /// A digest that stands for a secret where it is remembered.
 pub(super) type Fingerprint = [u8; 32];

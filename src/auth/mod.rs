@@ -16,6 +16,7 @@ mod scope;
 mod token;
 mod verdict;
 
+pub use credential::digest_of_bearer;
 pub use door::{Door, Settings};
 pub use expiry::{Expiry, NoSpan};
 pub use mint::{MintError, Wish};

@@ -16,6 +16,9 @@ use super::postgres::{Options, Postgres};
 use super::welcome::Welcome;
 use super::{BinariesError, DatabaseError, StartError, seed};
 use crate::config::FeedArgs;
+use crate::http::listen::Patience;
+use crate::http::proxy::Proxies;
+use crate::limits::RequestSettings;
 use crate::postgres::ConnectionUrl;
 use crate::replication;
 use crate::server::{self, Server, StartError as ServerError};
@@ -231,9 +234,18 @@ fn settings(args: &DevArgs, database_url: &str) -> Result<server::Settings, DevE
     let url = ConnectionUrl::parse(database_url)?;
     Ok(server::Settings {
         listen: args.listen.unwrap_or_else(|| usual_or_free(3040)),
+        listen_also: Vec::new(),
+        tls: None,
         admin_listen: args.admin_listen.unwrap_or_else(|| usual_or_free(3041)),
         max_connections: 10_000,
-        write_timeout: Duration::from_secs(30),
+        patience: Patience {
+            write: Duration::from_secs(30),
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+        },
+        requests: RequestSettings::default(),
+        proxies: Proxies::default(),
+        redis: None,
         sql_url: url.clone(),
         database_connections: 8,
         replication: replication::Settings::new(url, NAME.to_owned(), NAME.to_owned()),

@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::try_join_all;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::body::{Body, Part};
@@ -18,6 +17,7 @@ use super::image::{Image, MessageKey, Operation};
 use super::news::RunNews;
 use super::position::Position;
 use super::window::Feed;
+use crate::limits::Gate;
 use crate::postgres::Lsn;
 use crate::runs::columns::{Column, ColumnSet};
 use crate::runs::created::Floor;
@@ -25,7 +25,8 @@ use crate::runs::reader::Reader;
 
 /// How long a client that is ahead of this node is waited for when it does not hold a poll.
 pub(super) const CATCH_UP_WAIT: Duration = Duration::from_secs(5);
-/// How many requests may wait at once for a run or batch that is not there.
+/// How many requests may wait at once for a run or batch that is not there; those of one environment
+/// leave some to the others.
 const JUST_CREATED_PLACES: usize = 1_000;
 
 /// How feeds behave.
@@ -59,7 +60,7 @@ pub struct Feeds {
     pub(super) facts: FactsMemory,
     pub(super) chunks: Chunks,
     pub(super) flights: Flights,
-    pub(super) just_created: Semaphore,
+    pub(super) just_created: Gate,
 }
 
 /// A feed as one client sees it.
@@ -136,7 +137,7 @@ impl Feeds {
             settings,
             facts: FactsMemory::default(),
             flights: Flights::default(),
-            just_created: Semaphore::new(JUST_CREATED_PLACES),
+            just_created: Gate::new(JUST_CREATED_PLACES, 0, "just_created"),
         }
     }
 
@@ -161,7 +162,7 @@ impl Feeds {
         if let Some(id) = self.reader.batch_id(environment, friendly_id).await? {
             return Ok(Some(id));
         }
-        let Ok(_place) = self.just_created.try_acquire() else { return Ok(None) };
+        let Some(_place) = self.just_created.try_enter(environment) else { return Ok(None) };
         let deadline = tokio::time::Instant::now() + self.settings.just_created_wait;
         let mut pause = Duration::from_millis(25);
         while tokio::time::Instant::now() + pause < deadline {

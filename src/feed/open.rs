@@ -200,7 +200,8 @@ impl Feeds {
         }
         // A trigger call may answer before its run can be read. The places to wait are limited, so
         // that asking for runs that never were costs little.
-        let Ok(_place) = self.just_created.try_acquire() else { return Ok(None) };
+        let environment = &open.view.feed.environment;
+        let Some(_place) = self.just_created.try_enter(environment) else { return Ok(None) };
         let deadline = Instant::now() + self.settings.just_created_wait;
         loop {
             let woken = waiter.woken();

@@ -18,7 +18,7 @@ pub async fn batch(
     Path(batch_id): Path<String>,
     request: Request,
 ) -> Response<Body> {
-    feed(app, Route::Batch(batch_id.into()), request.into_parts().0).await
+    feed(app, Route::Batch(batch_id.into()), request.into_parts().0, None).await
 }
 
 pub(super) async fn admit(

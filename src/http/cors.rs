@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
-    CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN, VARY,
+    CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER, VARY,
 };
 use axum::http::{Response, StatusCode};
 
@@ -27,9 +27,13 @@ pub fn preflight(request: &HeaderMap) -> Response<Body> {
     response
 }
 
-/// On every answer that is no feed: the origin echoed, and upstream's two headers exposed.
+/// On every answer that is no feed: the origin echoed, and upstream's two headers exposed; beyond
+/// upstream, also when to come back, which the newer clients obey.
 pub fn on_refusal(origin: Option<HeaderValue>, headers: &mut HeaderMap) {
-    let exposed = HeaderValue::from_static("x-trigger-jwt,x-trigger-jwt-claims");
+    let exposed = match headers.contains_key(RETRY_AFTER) {
+        true => HeaderValue::from_static("x-trigger-jwt,x-trigger-jwt-claims,retry-after"),
+        false => HeaderValue::from_static("x-trigger-jwt,x-trigger-jwt-claims"),
+    };
     headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     if let Some(origin) = origin {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);

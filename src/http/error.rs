@@ -1,5 +1,7 @@
 //! The only place where an error becomes a status, a body and headers (`runs-and-auth.md`, 15).
 
+use std::time::{Duration, SystemTime};
+
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{Response, StatusCode};
@@ -34,6 +36,14 @@ pub enum HttpError {
     InvalidExpiration,
     /// The token that was asked for is not made.
     NotMinted(MintError),
+    /// The environment has as much live as it may.
+    TooManyLive,
+    /// An address or a credential asks too often; so long it is to wait.
+    TooManyRequests(Duration),
+    /// The path and query are longer than any that is meant.
+    UriTooLong,
+    /// The headers are larger than any that are meant.
+    HeadersTooLarge,
     /// The stream, the database or a place is not there now; clients retry this by themselves.
     Unavailable,
 }
@@ -80,6 +90,17 @@ impl HttpError {
             HttpError::BodyTimeout => {
                 (StatusCode::REQUEST_TIMEOUT, error_body("Request body took too long"))
             }
+            HttpError::TooManyLive => {
+                (StatusCode::TOO_MANY_REQUESTS, error_body("Too many concurrent requests"))
+            }
+            HttpError::TooManyRequests(_) => {
+                (StatusCode::TOO_MANY_REQUESTS, error_body("Too many requests"))
+            }
+            HttpError::UriTooLong => (StatusCode::URI_TOO_LONG, error_body("URI too long")),
+            HttpError::HeadersTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                error_body("Request headers too large"),
+            ),
             HttpError::InvalidExpiration => {
                 (StatusCode::BAD_REQUEST, error_body("Invalid expiration time"))
             }
@@ -96,11 +117,28 @@ impl HttpError {
             let hint = if *retry { "true" } else { "false" };
             headers.insert("x-should-retry", HeaderValue::from_static(hint));
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if let Some(wait) = self.wait(status) {
             // Spread out, so that those who obey do not come back together.
-            headers.insert(RETRY_AFTER, HeaderValue::from(rand::random_range(1u16..=5)));
+            let spread = rand::random_range(1..=wait.div_ceil(4).max(5));
+            headers.insert(RETRY_AFTER, HeaderValue::from(wait + spread));
+            if let HttpError::TooManyRequests(_) = self {
+                // Where the SDK's calls that are no feeds look (`streams-and-sessions.md`, 1.8).
+                let then = SystemTime::now() + Duration::from_secs(wait + spread);
+                let then = then.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                headers.insert("x-ratelimit-reset", HeaderValue::from(then.as_millis() as u64));
+            }
         }
         response
+    }
+
+    /// How long a client has to wait at least before it is of use to ask again, in seconds.
+    fn wait(&self, status: StatusCode) -> Option<u64> {
+        match self {
+            HttpError::TooManyRequests(wait) => Some(wait.as_secs()),
+            _ if status == StatusCode::SERVICE_UNAVAILABLE => Some(0),
+            _ if status == StatusCode::TOO_MANY_REQUESTS => Some(0),
+            _ => None,
+        }
     }
 }
 

@@ -1,6 +1,8 @@
-//! A cleartext HTTP/2 connection, as a proxy in front opens it: many clients' requests on one socket.
+//! An HTTP/2 connection, as browsers open it with TLS and proxies in front without: many requests on one
+//! socket.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,13 +15,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::connection::{HEAD_TIMEOUT, MAX_HEAD, Shared};
+use super::connection::{MAX_HEAD, Shared};
 use super::cors;
 use super::error::HttpError;
-use super::listen::Answers;
-use super::socket::Socket;
+use super::listen::{Answers, Peer};
 
 /// Requests that one connection may have at work at once; clients keep more back.
 const MAX_STREAMS: u32 = 1_000;
@@ -34,11 +36,18 @@ const PING: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Answers requests until the client, an error, idleness or the drain ends the connection.
-pub async fn converse<A: Answers>(socket: Socket, shared: &Arc<Shared<A>>) {
+pub async fn converse<A: Answers>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: Arc<Peer>,
+    shared: &Arc<Shared<A>>,
+) {
+    let idle = shared.patience.idle;
     let work = Arc::new(Work::default());
     let service = {
         let (shared, work) = (Arc::clone(shared), Arc::clone(&work));
-        service_fn(move |request| answer(Arc::clone(&shared), AtWork::begin(&work), request))
+        service_fn(move |request| {
+            answer(Arc::clone(&shared), AtWork::begin(&work), peer.address, request)
+        })
     };
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -49,9 +58,9 @@ pub async fn converse<A: Answers>(socket: Socket, shared: &Arc<Shared<A>>) {
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING_TIMEOUT)
-        .serve_connection(TokioIo::new(socket), service);
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let mut looks = tokio::time::interval_at(Instant::now() + HEAD_TIMEOUT, HEAD_TIMEOUT);
+    let mut looks = tokio::time::interval_at(Instant::now() + idle, idle);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The end in either case: GOAWAY, and what has been asked is still answered.
     loop {
@@ -74,6 +83,7 @@ pub async fn converse<A: Answers>(socket: Socket, shared: &Arc<Shared<A>>) {
 async fn answer<A: Answers>(
     shared: Arc<Shared<A>>,
     at_work: AtWork,
+    peer: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let place = match at_work.is_first {
@@ -89,9 +99,9 @@ async fn answer<A: Answers>(
             }
         },
     };
-    let response = shared.answers.call(request).await;
+    let response = shared.answers.answer(peer, request).await;
     drop((place, at_work));
-    response
+    Ok(response)
 }
 
 /// The requests of a connection.

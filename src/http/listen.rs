@@ -2,22 +2,26 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
+use futures_util::FutureExt as _;
 use hyper::body::Incoming;
-use hyper::service::Service;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
 
 use super::connection::{self, Shared};
-use super::socket::{Patience, Socket};
+use super::socket::{Socket, Writes};
+use super::tls::Tls;
 use crate::telemetry;
 
 /// Connections that the kernel keeps for us while we are busy: a wave of reconnecting clients.
@@ -29,41 +33,54 @@ const SEND_BUFFER: u32 = 64 * 1024;
 /// How long accepting rests when the process has no descriptor left.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 
-/// What answers the requests of a listener.
-pub trait Answers:
-    Service<
-        Request<Incoming>,
-        Response = Response<Body>,
-        Error = Infallible,
-        Future: Send + 'static,
-    > + Clone
-    + Send
-    + Sync
-    + 'static
-{
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// The client's address, or that of a proxy before it.
+    pub address: IpAddr,
+    /// Set by the socket whenever something was read; see [`super::heads::HeadTimer`].
+    pub heard: AtomicBool,
 }
 
-impl<T> Answers for T where
-    T: Service<
-            Request<Incoming>,
-            Response = Response<Body>,
-            Error = Infallible,
-            Future: Send + 'static,
-        > + Clone
-        + Send
-        + Sync
-        + 'static
-{
+/// What answers the requests of a listener.
+pub trait Answers: Clone + Send + Sync + 'static {
+    /// The answer, whatever happens, to a request from this address.
+    fn answer(
+        &self,
+        peer: IpAddr,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Body>> + Send + 'static;
+}
+
+impl Answers for Router {
+    fn answer(
+        &self,
+        _: IpAddr,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Body>> + Send + 'static {
+        self.clone().oneshot(request).map(|Ok(response): Result<_, Infallible>| response)
+    }
 }
 
 /// What bounds a listener's connections.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections that are served at once. Of the requests that are at work at once on one HTTP/2
-    /// connection, every further one counts as another.
-    pub connections: usize,
-    /// For how long a client may take nothing of what is written to it.
+    /// Places for connections that are served at once; listeners may share them. Of the requests that
+    /// are at work at once on one HTTP/2 connection, every further one takes another.
+    pub places: Arc<Semaphore>,
+    /// For how long clients may take.
+    pub patience: Patience,
+}
+
+/// For how long a client may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// To take something of what is written to it.
     pub write: Duration,
+    /// To send a request's line and headers once it has begun, and for a TLS handshake.
+    pub head: Duration,
+    /// To ask something, from the start or between requests.
+    pub idle: Duration,
 }
 
 /// Binds the address; port 0 takes a free one. Accepted sockets inherit what is set here.
@@ -93,19 +110,20 @@ pub async fn serve(
     name: &'static str,
     listener: TcpListener,
     answers: impl Answers,
+    tls: Option<Arc<Tls>>,
     limits: Limits,
     drain: CancellationToken,
 ) {
     let connections = TaskTracker::new();
     let open = metrics::gauge!(telemetry::CONNECTIONS, "listener" => name);
     let refused = metrics::counter!(telemetry::CONNECTIONS_REFUSED, "listener" => name);
-    let places = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
-    let patience = Arc::new(Patience::new(name, limits.write));
-    let shared = Arc::new(Shared::new(name, answers, Arc::clone(&places), drain));
+    let places = Arc::clone(&limits.places);
+    let writes = Arc::new(Writes::new(name, limits.patience.write));
+    let shared = Arc::new(Shared::new(name, answers, tls, limits, drain));
     loop {
-        let stream = tokio::select! {
+        let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::debug!(%error, "a connection could not be accepted");
                     tokio::time::sleep(DESCRIPTOR_PAUSE).await;
@@ -120,7 +138,8 @@ pub async fn serve(
         };
         // Without it a small answer may wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
-        let socket = Socket::new(stream, Arc::clone(&patience));
+        let peer = Peer { address: address.ip(), heard: AtomicBool::new(false) };
+        let socket = Socket::new(stream, Arc::new(peer), Arc::clone(&writes));
         let (shared, open) = (Arc::clone(&shared), open.clone());
         connections.spawn(async move {
             open.increment(1.0);

@@ -3,17 +3,21 @@
 mod batches;
 mod connection;
 mod cors;
+mod entrance;
 mod error;
+mod heads;
 mod http2;
 pub mod listen;
 pub mod ops;
+pub mod proxy;
 mod runs;
 mod schema;
 mod shape;
-pub mod shortcut;
+mod shortcut;
 mod socket;
 mod sse;
 mod subscribe;
+pub mod tls;
 mod tokens;
 
 use std::collections::HashMap;
@@ -23,13 +27,16 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header::{HeaderValue, LOCATION};
+use axum::http::header::{HeaderMap, HeaderValue, LOCATION};
 use axum::http::{Response, StatusCode};
 use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::Door;
+use self::error::HttpError;
+use self::proxy::Proxies;
+use crate::auth::{Caller, Door, digest_of_bearer};
 use crate::feed::Feeds;
+use crate::limits::RequestLimits;
 use crate::telemetry::FeedMetrics;
 
 /// What the routes work with.
@@ -37,6 +44,10 @@ use crate::telemetry::FeedMetrics;
 pub struct App {
     /// Who may come in.
     pub door: Door,
+    /// How much may be asked.
+    pub limits: RequestLimits,
+    /// Who may say on whose behalf they ask.
+    pub proxies: Proxies,
     /// The feeds.
     pub feeds: Arc<Feeds>,
     /// For how long a poll is held when nothing is new, before it is spread by ±15 %.
@@ -51,6 +62,25 @@ pub struct App {
     pub drain: CancellationToken,
     /// What the feeds count.
     pub metrics: Metrics,
+}
+
+impl App {
+    /// Who asks, for all routes that know them: authenticated, then held against the credential's rate.
+    async fn caller(&self, headers: &HeaderMap) -> Result<Caller, HttpError> {
+        let caller = self.door.admit(headers).await?;
+        self.count(headers)?;
+        Ok(caller)
+    }
+
+    /// Holds a request whose credential is good against that credential's rate. Those whose is not are
+    /// a matter of their address.
+    fn count(&self, headers: &HeaderMap) -> Result<(), HttpError> {
+        let Some(credentials) = &self.limits.credentials else { return Ok(()) };
+        match digest_of_bearer(headers, &self.limits.digests) {
+            Some(bearer) => credentials.count(&bearer).map_err(HttpError::TooManyRequests),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What each kind of feed counts.
@@ -103,22 +133,20 @@ impl Throttle {
     }
 }
 
-/// The routes of the public address.
+pub use entrance::Entrance;
+
+/// The routes of the public address, to which [`Entrance`] leads.
 pub fn public(app: Arc<App>, ops: ops::Ops) -> Router {
     Router::new()
-        .route("/realtime/v1/runs/{run_id}", get(runs::run).options(preflight))
-        .route("/realtime/v1/runs", get(runs::list).options(preflight))
-        .route("/realtime/v1/batches/{batch_id}", get(batches::batch).options(preflight))
+        .route("/realtime/v1/runs/{run_id}", get(runs::run))
+        .route("/realtime/v1/runs", get(runs::list))
+        .route("/realtime/v1/batches/{batch_id}", get(batches::batch))
         .route("/api/v1/auth/jwt/claims", post(tokens::claims))
         .route("/api/v1/auth/jwt", post(tokens::jwt))
         .route("/api/v1/auth/public-tokens", post(tokens::public_tokens))
         .with_state(app)
         .merge(ops::health(ops))
         .fallback(elsewhere)
-}
-
-async fn preflight(request: Request) -> Response<Body> {
-    cors::preflight(request.headers())
 }
 
 /// A trailing slash is redirected, as upstream does; anything else is not there.
@@ -136,7 +164,7 @@ async fn elsewhere(request: Request) -> Response<Body> {
             return response;
         }
     }
-    let mut response = error::HttpError::NoRoute.response();
+    let mut response = HttpError::NoRoute.response();
     let origin = request.headers().get(axum::http::header::ORIGIN).cloned();
     cors::on_refusal(origin, response.headers_mut());
     response

@@ -19,12 +19,12 @@ pub async fn run(
     Path(run_id): Path<String>,
     request: Request,
 ) -> Response<Body> {
-    feed(app, Route::Run(run_id.into()), request.into_parts().0).await
+    feed(app, Route::Run(run_id.into()), request.into_parts().0, None).await
 }
 
 /// The feed of an environment's runs, all or those that carry all of some tags.
 pub async fn list(State(app): State<Arc<App>>, request: Request) -> Response<Body> {
-    feed(app, Route::List, request.into_parts().0).await
+    feed(app, Route::List, request.into_parts().0, None).await
 }
 
 pub(super) async fn admit_run(

@@ -1,33 +1,11 @@
-//! The way of a poll past the router, which would take more memory per held poll than the poll does.
+//! Which requests are for a feed, told without the router.
 
-use std::convert::Infallible;
-use std::sync::Arc;
-
-use axum::Router;
 use axum::http::{Method, Request};
-use futures_util::FutureExt as _;
-use futures_util::future::Either;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use tower::ServiceExt as _;
 
-use super::App;
-use super::listen::Answers;
-use super::subscribe::{Route, feed};
-
-/// Answers as `routes` would: a plain GET of a feed by its route itself, all else by the router.
-pub fn to_feeds(app: Arc<App>, routes: Router) -> impl Answers {
-    service_fn(move |request: Request<Incoming>| match feed_asked_for(&request) {
-        Some(route) => {
-            let (head, _) = request.into_parts();
-            Either::Left(feed(Arc::clone(&app), route, head).map(Ok::<_, Infallible>))
-        }
-        None => Either::Right(Box::pin(routes.clone().oneshot(request))),
-    })
-}
+use super::subscribe::Route;
 
 /// The feed's route, where its id needs no decoding.
-fn feed_asked_for<B>(request: &Request<B>) -> Option<Route> {
+pub fn feed_asked_for<B>(request: &Request<B>) -> Option<Route> {
     if request.method() != Method::GET {
         return None;
     }

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,14 +12,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use super::listen::Peer;
 use crate::telemetry;
 
 /// What an HTTP/2 client says first (RFC 9113, 3.4). No HTTP/1.1 request begins like this.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What the sockets of a listener have in common.
+/// What the sockets of a listener have in common: how long a write may take, and what is counted.
 #[derive(Debug)]
-pub struct Patience {
+pub struct Writes {
     /// For how long a write may make no progress at all before its socket is cut.
     write: Duration,
     stalled: Gauge,
@@ -26,12 +28,12 @@ pub struct Patience {
     cut_dead: Counter,
 }
 
-impl Patience {
+impl Writes {
     /// That of the listener of this name.
-    pub fn new(listener: &'static str, write: Duration) -> Patience {
+    pub fn new(listener: &'static str, write: Duration) -> Writes {
         let cut =
             |why| metrics::counter!(telemetry::SOCKETS_CUT, "listener" => listener, "why" => why);
-        Patience {
+        Writes {
             write,
             stalled: metrics::gauge!(telemetry::SOCKETS_STALLED, "listener" => listener),
             cut_stalled: cut("stalled"),
@@ -45,7 +47,8 @@ impl Patience {
 #[derive(Debug)]
 pub struct Socket {
     stream: TcpStream,
-    patience: Arc<Patience>,
+    writes: Arc<Writes>,
+    peer: Arc<Peer>,
     /// There is a timer only while a write waits: most sockets never need one.
     stall: Option<Stall>,
     /// What was read to tell the protocol, and how much of it.
@@ -61,10 +64,10 @@ struct Stall {
 }
 
 impl Stall {
-    fn begin(patience: &Patience) -> Stall {
-        patience.stalled.increment(1.0);
-        let limit = Box::pin(tokio::time::sleep(patience.write));
-        Stall { limit, stalled: patience.stalled.clone() }
+    fn begin(writes: &Writes) -> Stall {
+        writes.stalled.increment(1.0);
+        let limit = Box::pin(tokio::time::sleep(writes.write));
+        Stall { limit, stalled: writes.stalled.clone() }
     }
 }
 
@@ -76,9 +79,14 @@ impl Drop for Stall {
 
 impl Socket {
     /// Takes over an accepted stream.
-    pub fn new(stream: TcpStream, patience: Arc<Patience>) -> Socket {
+    pub fn new(stream: TcpStream, peer: Arc<Peer>, writes: Arc<Writes>) -> Socket {
         let first = [0; PREFACE.len()];
-        Socket { stream, patience, stall: None, first, first_len: 0, first_taken: 0 }
+        Socket { stream, writes, peer, stall: None, first, first_len: 0, first_taken: 0 }
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> Arc<Peer> {
+        Arc::clone(&self.peer)
     }
 
     /// Whether the client speaks HTTP/2: reads until that is certain, at most the preface's 24 bytes,
@@ -115,12 +123,12 @@ impl Socket {
             }
             return written;
         };
-        let stall = self.stall.get_or_insert_with(|| Stall::begin(&self.patience));
+        let stall = self.stall.get_or_insert_with(|| Stall::begin(&self.writes));
         if stall.limit.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
         self.stall = None;
-        self.patience.cut_stalled.increment(1);
+        self.writes.cut_stalled.increment(1);
         // Else the kernel would keep what the client does not take, and go on offering it.
         let _ = self.stream.set_zero_linger();
         Poll::Ready(Err(ErrorKind::TimedOut.into()))
@@ -129,7 +137,7 @@ impl Socket {
     /// The kernel gives up a peer that answers nothing any more; see [`super::listen::bind`].
     fn note(&self, error: &io::Error) {
         if error.kind() == ErrorKind::TimedOut {
-            self.patience.cut_dead.increment(1);
+            self.writes.cut_dead.increment(1);
         }
     }
 }
@@ -141,6 +149,7 @@ impl AsyncRead for Socket {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        let filled = buf.filled().len();
         let left = &this.first[usize::from(this.first_taken)..usize::from(this.first_len)];
         let given = left.len().min(buf.remaining());
         if given > 0 {
@@ -150,6 +159,9 @@ impl AsyncRead for Socket {
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
         if let Poll::Ready(Err(error)) = &read {
             this.note(error);
+        }
+        if buf.filled().len() > filled {
+            this.peer.heard.store(true, Ordering::Relaxed);
         }
         // What follows the first bytes comes with them, or hyper would make room for a second read.
         if given > 0 { Poll::Ready(Ok(())) } else { read }

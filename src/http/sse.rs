@@ -13,6 +13,7 @@ use super::App;
 use super::shape::{self, ShapeRequest};
 use super::subscribe::Held;
 use crate::feed::{Next, Outcome, Poll};
+use crate::limits::LivePlace;
 use crate::telemetry::FeedMetrics;
 
 /// How often a connection without news shows that it lives, at least.
@@ -30,6 +31,7 @@ pub(super) async fn stream(
     poll: Poll,
     expires_at: Option<SystemTime>,
     metrics: FeedMetrics,
+    live: LivePlace,
 ) -> Result<Response<Body>, Outcome> {
     let refetch = || Err(app.feeds.refetch(&poll.view, &poll.handle, poll.after));
     let Some(mut subscription) = app.feeds.subscribe(&poll).await else { return refetch() };
@@ -45,8 +47,10 @@ pub(super) async fn stream(
     let keep_alive = KEEP_ALIVE.min(app.sse_life / 4);
     let (handle, after) = (poll.handle, poll.after);
     let drain = app.drain.clone();
+    // Begun before the body is polled, so that one that never is ends like any other.
+    let held = Held::begin(&metrics.holds, live);
     let events = async_stream::stream! {
-        let _held = Held::begin(&metrics.holds);
+        let _held = held;
         loop {
             match next {
                 Next::News(update) => {

@@ -16,6 +16,7 @@ use super::shape::{self, ShapeQuery, ShapeRequest};
 use super::{App, Kind, batches, cors, runs, sse};
 use crate::auth::{Ability, Caller, Resource};
 use crate::feed::{Facts, FeedKey, Open, Outcome, Poll, Runs, View};
+use crate::limits::{Admitted, LivePlace};
 use crate::runs::columns::ColumnSet;
 
 /// The API version from which on clients know every status.
@@ -45,7 +46,7 @@ enum Work {
 
 impl<'a> Subscriber<'a> {
     pub async fn admit(app: &App, head: &'a Parts) -> Result<Self, HttpError> {
-        let caller = app.door.admit(&head.headers).await?;
+        let caller = app.caller(&head.headers).await?;
         let query = ShapeQuery::parse(head.uri.query().unwrap_or_default());
         Ok(Subscriber { caller, query, old_statuses: knows_old_statuses_only(&head.headers) })
     }
@@ -119,7 +120,7 @@ pub(super) enum Route {
     Batch(Box<str>),
 }
 
-/// Answers a request for a feed.
+/// Answers a request for a feed, which is at the door until it is known who asks.
 ///
 /// What comes before a wait is boxed and goes with its box, so that it takes no memory while a poll
 /// is held: neither its own state nor the request's headers.
@@ -127,6 +128,7 @@ pub(super) fn feed(
     app: Arc<App>,
     route: Route,
     head: Parts,
+    admitted: Option<Admitted>,
 ) -> impl Future<Output = Response<Body>> + Send {
     let kind = match route {
         Route::Run(_) => Kind::Run,
@@ -134,7 +136,7 @@ pub(super) fn feed(
         Route::Batch(_) => Kind::Batch,
     };
     let reply = Reply { kind, origin: origin(&head.headers), gzip: accepts_gzip(&head.headers) };
-    let admitted = Box::pin(admit(Arc::clone(&app), route, head));
+    let admitted = Box::pin(admit(Arc::clone(&app), route, head, admitted));
     async move {
         let asked = admitted.await;
         match asked {
@@ -144,8 +146,15 @@ pub(super) fn feed(
     }
 }
 
-async fn admit(app: Arc<App>, route: Route, head: Parts) -> Result<Asked, HttpError> {
+async fn admit(
+    app: Arc<App>,
+    route: Route,
+    head: Parts,
+    admitted: Option<Admitted>,
+) -> Result<Asked, HttpError> {
     let subscriber = Subscriber::admit(&app, &head).await?;
+    // From here on its environment's limits count.
+    drop(admitted);
     match route {
         Route::Run(run) => runs::admit_run(&app, subscriber, run.into()).await,
         Route::List => runs::admit_list(&app, subscriber),
@@ -182,14 +191,23 @@ impl Reply {
             }
             Work::OpenList(open) => Box::pin(app.feeds.open_list(open)).await,
             Work::Stream(poll, expires_at) => {
+                let Some(live) = app.limits.live.enter(&poll.view.feed.environment) else {
+                    return self.refuse(&HttpError::TooManyLive);
+                };
                 let (app, metrics) = (Arc::clone(&app), app.metrics.of(self.kind).clone());
-                match Box::pin(sse::stream(app, shape, poll, expires_at, metrics)).await {
+                match Box::pin(sse::stream(app, shape, poll, expires_at, metrics, live)).await {
                     Ok(response) => return response,
                     Err(outcome) => outcome,
                 }
             }
             Work::Poll(poll) => {
-                let held = poll.hold_until.map(|_| Held::begin(&app.metrics.of(self.kind).holds));
+                let held = match poll.hold_until {
+                    Some(_) => match app.limits.live.enter(&poll.view.feed.environment) {
+                        Some(live) => Some(Held::begin(&app.metrics.of(self.kind).holds, live)),
+                        None => return self.refuse(&HttpError::TooManyLive),
+                    },
+                    None => None,
+                };
                 let outcome = app.feeds.poll(poll).await;
                 drop(held);
                 outcome
@@ -253,18 +271,21 @@ fn hold_until(app: &App, caller: &Caller) -> Instant {
 }
 
 /// Counts a held poll for as long as it lives, however it ends.
-pub(super) struct Held(Gauge);
+pub(super) struct Held {
+    holds: Gauge,
+    _live: LivePlace,
+}
 
 impl Held {
-    pub fn begin(holds: &Gauge) -> Self {
+    pub fn begin(holds: &Gauge, live: LivePlace) -> Self {
         holds.increment(1.0);
-        Held(holds.clone())
+        Held { holds: holds.clone(), _live: live }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.decrement(1.0);
+        self.holds.decrement(1.0);
     }
 }
 

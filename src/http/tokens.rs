@@ -47,6 +47,7 @@ pub async fn jwt(State(app): State<Arc<App>>, request: Request) -> Response<Body
 async fn mint(app: &App, request: Request) -> Result<String, HttpError> {
     let (head, body) = request.into_parts();
     let caller = app.door.admit_key(&head.headers).await?;
+    app.count(&head.headers)?;
     let wanted = Mint::read(&json_of(body).await?).map_err(bad_body)?;
     let expiry = expiry(wanted.expiration.as_ref(), SHORT);
     let wish = Wish {
@@ -73,7 +74,7 @@ async fn mint_any(app: &App, request: Request) -> Result<String, HttpError> {
 /// Whoever holds a key without bounds. All others are told the same.
 async fn unrestricted(app: &App, headers: &HeaderMap) -> Result<Caller, HttpError> {
     match app.door.admit_key(headers).await {
-        Ok(caller) if *caller.ability == Ability::Full => Ok(caller),
+        Ok(caller) if *caller.ability == Ability::Full => app.count(headers).map(|()| caller),
         Err(Refusal::Unavailable) => Err(HttpError::Unavailable),
         Ok(_) | Err(_) => Err(HttpError::Refused(Refusal::MissingKey)),
     }

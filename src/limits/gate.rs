@@ -77,6 +77,16 @@ impl Gate {
         }
     }
 
+    /// A place, if there is one for this environment now.
+    pub fn try_enter(&self, environment: &str) -> Option<Place> {
+        let mut state = self.0.state.lock();
+        if state.may_hold_one_more(environment, self.0.share) {
+            return Some(state.take(&self.0, environment.into()));
+        }
+        self.0.tally.refused.increment(1);
+        None
+    }
+
     /// How many wait.
     pub fn waiting(&self) -> usize {
         self.0.state.lock().waiting.len()

@@ -277,3 +277,13 @@ fn growth_lets_those_in_for_whom_the_head_of_the_queue_steps_aside() {
     assert!(poll(&mut head).is_pending(), "now it would be over its own bound");
     assert!(poll(&mut behind).is_ready());
 }
+
+#[test]
+fn who_does_not_wait_gets_a_place_of_its_environments_share_or_none() {
+    let gate = Gate::new(8, 0, "test");
+    let of_a: Vec<_> = (0..9).filter_map(|_| gate.try_enter("a")).collect();
+    let of_b: Vec<_> = (0..9).filter_map(|_| gate.try_enter("b")).collect();
+    assert_eq!((of_a.len(), of_b.len()), (6, 2));
+    drop(of_a);
+    assert!(gate.try_enter("b").is_some());
+}

@@ -1,6 +1,7 @@
 //! What the integration tests stand on.
 
 pub mod browser;
+pub mod certificate;
 pub mod cluster;
 pub mod feed;
 pub mod gateway;
@@ -8,6 +9,7 @@ pub mod npm;
 pub mod packages;
 pub mod process;
 pub mod program;
+pub mod redis;
 pub mod runs;
 pub mod scratch;
 pub mod stream;

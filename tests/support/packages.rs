@@ -89,7 +89,7 @@ fn digest(files: impl IntoIterator<Item = PathBuf>) -> io::Result<String> {
 
 /// Does the work and leaves the stamp, unless the stamp is there. Other test processes wait at the
 /// lock, then find the work done.
-fn unless_stamped(
+pub fn unless_stamped(
     lock: &Path,
     stamp: &Path,
     wanted: &str,

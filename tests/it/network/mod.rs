@@ -15,7 +15,7 @@ use crate::support::gateway::{API_VERSION, Shape};
 use crate::support::runs::insert_run;
 
 /// One series of a metric on the public address.
-async fn series(node: &Node, name: &str, labels: &str) -> f64 {
+pub async fn series(node: &Node, name: &str, labels: &str) -> f64 {
     let url = format!("{}/metrics", node.admin_url);
     let client = crate::consistency::node::client();
     let text = client.get(url).send().await.expect("metrics").text().await.expect("text");
@@ -24,10 +24,10 @@ async fn series(node: &Node, name: &str, labels: &str) -> f64 {
     value.map_or(0.0, |value| value.parse().expect("a number"))
 }
 
-const PUBLIC: &str = r#"listener="public""#;
+pub const PUBLIC: &str = r#"listener="public""#;
 
 /// New runs, and for each the first answer of its feed.
-async fn opened(node: &Node, database: &Database, count: usize) -> Vec<(String, Shape)> {
+pub async fn opened(node: &Node, database: &Database, count: usize) -> Vec<(String, Shape)> {
     let environment = database.seeded.production;
     let mut opened = Vec::new();
     for i in 0..count {
@@ -41,7 +41,7 @@ async fn opened(node: &Node, database: &Database, count: usize) -> Vec<(String, 
 }
 
 /// The text of a live poll over HTTP/1.1.
-fn live_poll(host: SocketAddr, environment: Environment, run: &str, from: &Shape) -> String {
+pub fn live_poll(host: SocketAddr, environment: Environment, run: &str, from: &Shape) -> String {
     let (name, version) = API_VERSION;
     let (path, key) = (from.next(run), environment.secret_key);
     format!(
@@ -49,6 +49,6 @@ fn live_poll(host: SocketAddr, environment: Environment, run: &str, from: &Shape
     )
 }
 
-fn address(node: &Node) -> SocketAddr {
+pub fn address(node: &Node) -> SocketAddr {
     node.url.trim_start_matches("http://").parse().expect("an address")
 }
