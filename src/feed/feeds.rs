@@ -203,6 +203,7 @@ impl Feeds {
         let part = |known: &Handle| after.is_part().then(|| Position::before(known.start));
         let seen = known.as_ref().map(|known| part(known).unwrap_or(after));
         handle.not_before = Some(seen.unwrap_or_default());
+        handle.whole = after.is_part();
         handle.floor = known.filter(|known| known.feed == digest).and_then(|known| known.floor);
         Outcome::MustRefetch(handle.encode())
     }

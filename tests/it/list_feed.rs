@@ -3,7 +3,7 @@
 mod changes;
 mod columns;
 mod leaving;
-mod long;
+pub mod long;
 mod members;
 mod resumed;
 mod scopes;
