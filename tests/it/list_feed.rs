@@ -7,6 +7,7 @@ pub mod long;
 mod members;
 mod resumed;
 mod scopes;
+mod untold;
 mod window;
 
 use sqlx::PgPool;
