@@ -55,6 +55,12 @@ metric_names! {
     WINDOW_BYTES = "runwire_window_bytes";
     /// Changes in the window.
     WINDOW_CHANGES = "runwire_window_changes";
+    /// Runs whose tags the stream left out and that nobody has set out to read.
+    UNTOLD_RUNS = "runwire_untold_runs";
+    /// Runs whose tags the stream left out and that were read.
+    TAGS_READ = "runwire_tags_read_total";
+    /// Tags that are remembered beyond the window, in bytes.
+    TAG_BYTES = "runwire_tag_bytes";
     /// Memory that bodies take, kept for sharing or on their way, in bytes.
     BODY_BYTES = "runwire_body_bytes";
     /// Chunks of long lists that wait to be fetched, in bytes.
@@ -129,6 +135,9 @@ fn describe() {
     describe_counter!(RESETS, "How often the stream had to start anew");
     describe_gauge!(WINDOW_BYTES, Unit::Bytes, "Memory that the window takes");
     describe_gauge!(WINDOW_CHANGES, "Changes in the window");
+    describe_gauge!(UNTOLD_RUNS, "Runs whose tags the stream left out and that wait to be read");
+    describe_counter!(TAGS_READ, "Runs whose tags the stream left out and that were read");
+    describe_gauge!(TAG_BYTES, Unit::Bytes, "Tags that are remembered beyond the window");
     describe_gauge!(BODY_BYTES, Unit::Bytes, "Memory that bodies take, kept or on their way");
     describe_gauge!(CHUNK_BYTES, Unit::Bytes, "Chunks of long lists that wait to be fetched");
     describe_counter!(LISTS_TRUNCATED, "Lists that were longer than an answer may be");

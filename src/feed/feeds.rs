@@ -141,7 +141,7 @@ impl Feeds {
         }
     }
 
-    /// The feeds' own work: wakes crowds, and tells what is held. To be polled for as long as they
+    /// The feeds' own work: wakes crowds, reads what the stream leaves out, and tells what is held. To be polled for as long as they
     /// are served.
     pub async fn run(&self) {
         let tell = async {
@@ -150,7 +150,7 @@ impl Feeds {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         };
-        tokio::join!(self.feed.waiters.run_rounds(), tell);
+        tokio::join!(self.feed.waiters.run_rounds(), self.tell_untold(), tell);
     }
 
     /// The internal id of a batch. One that was just created is waited for.
@@ -205,6 +205,7 @@ impl Feeds {
         let part = |known: &Handle| after.is_part().then(|| Position::before(known.start));
         let seen = known.as_ref().map(|known| part(known).unwrap_or(after));
         handle.not_before = Some(seen.unwrap_or_default());
+        handle.whole = after.is_part();
         handle.floor = known.filter(|known| known.feed == digest).and_then(|known| known.floor);
         Outcome::MustRefetch(handle.encode())
     }
@@ -277,7 +278,7 @@ impl Feeds {
     ///
     /// The query may see a later version. What it adds is a column that had not changed up to the
     /// image's version, and whatever changed it later follows.
-    async fn filled(
+    pub(super) async fn filled(
         &self,
         environment: &Arc<str>,
         image: &Arc<Image>,
@@ -287,7 +288,7 @@ impl Feeds {
             let read = self.reader.row(environment, &id).await?;
             Ok::<_, Unavailable>(read.run.as_ref().map(|stored| {
                 let whole = image.filled_from(&Image::of_row(&stored.row));
-                Arc::new(whole.counted_in(&self.feed.rendered))
+                Arc::new(whole.counted_whole_in(&self.feed.rendered))
             }))
         };
         image.filled.get_or_try_init(read).await.cloned()

@@ -67,6 +67,9 @@ pub(super) struct Filter {
     floor: Floor,
     /// A run of the feed is found under each of these.
     pub topics: Box<[Topic]>,
+    /// Where changes lie of which the stream does not say whether they concern a feed that is chosen
+    /// by tags.
+    pub untold: Option<Topic>,
 }
 
 #[derive(Clone, Debug)]
@@ -78,17 +81,17 @@ enum Selected {
 
 impl Filter {
     /// `floor` bounds lists alone.
-    pub fn new(key: &FeedKey, floor: Floor, topics: &Topics) -> Self {
+    pub fn new(key: &FeedKey, floor: Floor, numbers: &Topics) -> Self {
         let environment = &*key.environment;
         let (runs, topics) = match &key.runs {
-            Runs::One(id) => (Selected::One(Arc::clone(id)), vec![topics.run(environment, id)]),
+            Runs::One(id) => (Selected::One(Arc::clone(id)), vec![numbers.run(environment, id)]),
             Runs::OfBatch(id) => {
-                (Selected::OfBatch(Arc::clone(id)), vec![topics.batch(environment, id)])
+                (Selected::OfBatch(Arc::clone(id)), vec![numbers.batch(environment, id)])
             }
             Runs::Tagged { tags, .. } => {
-                let named = tags.iter().map(|tag| topics.tag(environment, tag));
+                let named = tags.iter().map(|tag| numbers.tag(environment, tag));
                 let named: Vec<Topic> = if tags.is_empty() {
-                    vec![topics.environment(environment)]
+                    vec![numbers.environment(environment)]
                 } else {
                     named.collect()
                 };
@@ -97,7 +100,15 @@ impl Filter {
             }
         };
         let floor = if matches!(runs, Selected::Tagged { .. }) { floor } else { Floor::default() };
-        Filter { environment: Arc::clone(&key.environment), runs, floor, topics: topics.into() }
+        let by_tags = matches!(&runs, Selected::Tagged { tags, .. } if !tags.is_empty());
+        let untold = by_tags.then(|| numbers.untold(environment));
+        let environment = Arc::clone(&key.environment);
+        Filter { environment, runs, floor, topics: topics.into(), untold }
+    }
+
+    /// The environment that it belongs to.
+    pub fn environment(&self) -> &Arc<str> {
+        &self.environment
     }
 
     /// Whether the feed is that of a single run.
@@ -105,24 +116,37 @@ impl Filter {
         matches!(self.runs, Selected::One(_))
     }
 
-    /// Whether the run is of the feed. Topics are numbers that may collide, so the row itself decides.
+    /// Whether the run is known to be of the feed.
     pub fn matches(&self, image: &Image) -> bool {
+        self.tells_of(image) == Some(true)
+    }
+
+    /// Whether the run is of the feed; `None` where its tags decide and are not known. Topics are
+    /// numbers that may collide, so the row itself decides.
+    pub fn tells_of(&self, image: &Image) -> Option<bool> {
         if image.text(Column::RuntimeEnvironmentId) != Some(&self.environment) {
-            return false;
+            return Some(false);
         }
         match &self.runs {
-            Selected::One(id) => image.text(Column::FriendlyId) == Some(id),
-            Selected::OfBatch(id) => image.text(Column::BatchId) == Some(id),
+            Selected::One(id) => Some(image.text(Column::FriendlyId) == Some(id)),
+            Selected::OfBatch(id) => Some(image.text(Column::BatchId) == Some(id)),
             Selected::Tagged { tags, created_from } => {
-                image.text(Column::CreatedAt).is_some_and(|at| *at >= **created_from)
-                    && carries(image, tags)
+                if image.text(Column::CreatedAt).is_none_or(|at| *at < **created_from) {
+                    return Some(false);
+                }
+                carries(image, tags)
             }
         }
     }
 
-    /// Whether the change may be of a run that is of the feed, or was.
+    /// Whether the change may be of a run that is of the feed, or was, as far as its topics tell.
     pub fn may_concern(&self, record: &Record) -> bool {
         self.topics.iter().all(|topic| record.topics.contains(topic))
+    }
+
+    /// Whether the change came without the tags that decide, so that its run does.
+    pub fn is_untold(&self, record: &Record) -> bool {
+        self.untold.is_some_and(|topic| record.untold && record.topics.contains(&topic))
     }
 
     /// Whether the feed may tell of the run at all, were it only that it left.
@@ -141,16 +165,20 @@ impl Filter {
             Before::Unknown => None,
             // A run from before a list's window is under its topics and was never in the list.
             _ if record.created < self.floor => Some(false),
+            _ if self.is_untold(record) => None,
             Before::SamePlaces => Some(under(&record.topics)),
             Before::Elsewhere(topics) => Some(under(topics)),
         }
     }
 }
 
-fn carries(image: &Image, tags: &[Box<str>]) -> bool {
+fn carries(image: &Image, tags: &[Box<str>]) -> Option<bool> {
     if tags.is_empty() {
-        return true;
+        return Some(true);
+    }
+    if image.lacks_tags() {
+        return None;
     }
     let carried = image.text(Column::RunTags).map(elements).unwrap_or_default();
-    tags.iter().all(|tag| carried.iter().any(|carried| **carried == **tag))
+    Some(tags.iter().all(|tag| carried.iter().any(|carried| **carried == **tag)))
 }

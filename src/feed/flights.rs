@@ -17,10 +17,13 @@ const REUSE: Duration = Duration::from_millis(500);
 /// With fewer than this, those that nobody awaits any more are left where they are.
 const SWEEP_FROM: usize = 1_024;
 
+/// Which list, from when on, and whether it comes in one.
+pub(super) type Key = (View, Floor, bool);
+
 /// The openings that are under way or have just ended.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    flights: Arc<DashMap<(View, Floor), Weak<Flight>>>,
+    flights: Arc<DashMap<Key, Weak<Flight>>>,
     /// With how many the next look for abandoned ones is due: twice as many as the last one left, so
     /// that looking stays cheap however many there are.
     sweep_at: AtomicUsize,
@@ -42,7 +45,7 @@ impl Flights {
     /// told to give up. `serves` tells whether one that has ended can still be gone on from.
     pub async fn share(
         &self,
-        key: (View, Floor),
+        key: Key,
         anew: bool,
         serves: impl Fn(&Opening) -> bool,
         open: impl Future<Output = Result<Arc<Opening>, Unavailable>>,
@@ -60,12 +63,7 @@ impl Flights {
         opening
     }
 
-    fn board(
-        &self,
-        key: (View, Floor),
-        anew: bool,
-        serves: impl Fn(&Opening) -> bool,
-    ) -> Arc<Flight> {
+    fn board(&self, key: Key, anew: bool, serves: impl Fn(&Opening) -> bool) -> Arc<Flight> {
         self.sweep();
         let mut entry = self.flights.entry(key).or_default();
         let takes = |flight: &Arc<Flight>| match flight.0.get() {
@@ -91,7 +89,7 @@ impl Flights {
         }
     }
 
-    fn keep_for_others(&self, key: (View, Floor), flight: Arc<Flight>, opened: bool) {
+    fn keep_for_others(&self, key: Key, flight: Arc<Flight>, opened: bool) {
         let flights = Arc::clone(&self.flights);
         tokio::spawn(async move {
             if opened {
@@ -108,10 +106,10 @@ mod tests {
     use crate::feed::{FeedKey, Runs};
     use crate::runs::columns::ColumnSet;
 
-    fn key(batch: usize) -> (View, Floor) {
+    fn key(batch: usize) -> Key {
         let runs = Runs::OfBatch(batch.to_string().into());
         let feed = FeedKey { environment: "env".into(), runs };
-        (View { feed, columns: ColumnSet::EXPOSED, old_statuses: false }, Floor::default())
+        (View { feed, columns: ColumnSet::EXPOSED, old_statuses: false }, Floor::default(), false)
     }
 
     #[test]

@@ -19,7 +19,8 @@ const HAS_HORIZON: u8 = 1;
 const HAS_NOT_BEFORE: u8 = 2;
 const HAS_FLOOR: u8 = 4;
 const HAS_CUT: u8 = 8;
-const FLAGS: u8 = HAS_HORIZON | HAS_NOT_BEFORE | HAS_FLOOR | HAS_CUT;
+const WHOLE: u8 = 16;
+const FLAGS: u8 = HAS_HORIZON | HAS_NOT_BEFORE | HAS_FLOOR | HAS_CUT | WHOLE;
 
 /// What a snapshot showed, for as long as the stream has not passed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +60,10 @@ pub struct Handle {
     /// Set on a list that did not fit into its first answer: of the runs created up to then, in
     /// milliseconds since 1970, the client may lack some.
     pub cut: Option<u64>,
+    /// Set on a handle that only asks its client to start again, since the next part of its list was
+    /// not held here: it is to come in one, as those who come to another node for each request
+    /// would find no part.
+    pub whole: bool,
 }
 
 impl Handle {
@@ -73,6 +78,7 @@ impl Handle {
             not_before: None,
             floor: None,
             cut: None,
+            whole: false,
         }
     }
 
@@ -84,7 +90,8 @@ impl Handle {
         let not_before = if self.not_before.is_some() { HAS_NOT_BEFORE } else { 0 };
         let floor = if self.floor.is_some() { HAS_FLOOR } else { 0 };
         let cut = if self.cut.is_some() { HAS_CUT } else { 0 };
-        out.push(horizon | not_before | floor | cut);
+        let whole = if self.whole { WHOLE } else { 0 };
+        out.push(horizon | not_before | floor | cut | whole);
         out.extend_from_slice(&self.epoch.to_be_bytes());
         out.extend_from_slice(&self.feed.to_be_bytes());
         out.extend_from_slice(&self.nonce);
@@ -152,7 +159,8 @@ impl Handle {
             floor = Some(Floor(u32::try_from(get(&mut input)?).ok()?));
         }
         let cut = if flags & HAS_CUT != 0 { Some(get(&mut input)?) } else { None };
-        let handle = Handle { epoch, feed, start, nonce, horizon, not_before, floor, cut };
+        let whole = flags & WHOLE != 0;
+        let handle = Handle { epoch, feed, start, nonce, horizon, not_before, floor, cut, whole };
         input.is_empty().then_some(handle)
     }
 }
@@ -210,7 +218,7 @@ mod tests {
             epoch: u64, feed: u64, start: u64, nonce: [u8; 6], xmin in 0..u64::MAX / 4,
             steps in prop::collection::vec(0u64..300, 0..12), lsn: u64,
             has_horizon: bool, not_before in prop::option::of((any::<u64>(), any::<u32>())),
-            floor: Option<u32>, cut: Option<u64>,
+            floor: Option<u32>, cut: Option<u64>, whole: bool,
         ) -> Handle {
             let xip: Vec<u64> = steps.iter().scan(xmin, |at, step| { *at += step; Some(*at) }).collect();
             let xmax = xip.last().map_or(xmin, |last| last + 1);
@@ -219,7 +227,7 @@ mod tests {
                 epoch, feed, start: Lsn(start), nonce,
                 horizon: has_horizon.then_some(horizon),
                 not_before: not_before.map(|(lsn, index)| Position { lsn: Lsn(lsn), index }),
-                floor: floor.map(Floor), cut,
+                floor: floor.map(Floor), cut, whole,
             }
         }
     }

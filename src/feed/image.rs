@@ -86,15 +86,35 @@ impl Image {
     }
 
     /// The image after a change, from the new row and what is known of the row before: cells that
-    /// were not sent are taken from there.
-    pub fn after(new: &Tuple, old: Option<&Tuple>, before: Option<&Image>) -> Self {
+    /// were not sent are taken from there. `tags` are those of a run of which nothing else is known.
+    pub fn after(
+        new: &Tuple,
+        old: Option<&Tuple>,
+        before: Option<&Image>,
+        tags: Option<&str>,
+    ) -> Self {
+        let known = |column| match (before, tags) {
+            (Some(image), _) => image.get(column),
+            (None, Some(tags)) if column == Column::RunTags => Cell::Text(tags),
+            (None, _) => Cell::Unchanged,
+        };
         Self::build(|column| match new.get(column) {
             Cell::Unchanged => match old.map(|row| row.get(column)) {
                 Some(cell @ (Cell::Text(_) | Cell::Null)) => cell,
-                _ => before.map_or(Cell::Unchanged, |image| image.get(column)),
+                _ => known(column),
             },
             cell => cell,
         })
+    }
+
+    /// This image, whose tags are unknown, with these.
+    pub fn with_tags(&self, tags: Cell<'_>) -> Self {
+        Self::build(|column| if column == Column::RunTags { tags } else { self.get(column) })
+    }
+
+    /// Whether the stream has not said which tags the run carries.
+    pub fn lacks_tags(&self) -> bool {
+        self.unknown.contains(Column::RunTags)
     }
 
     /// This image with its unknown columns taken from a row that a query returned.
@@ -109,6 +129,13 @@ impl Image {
     pub fn counted_in(mut self, ledger: &Arc<AtomicUsize>) -> Self {
         self.kept.ledger = Some(Arc::clone(ledger));
         self
+    }
+
+    /// The same, and the image itself counts there as well: it hangs on one that the window holds.
+    pub fn counted_whole_in(self, ledger: &Arc<AtomicUsize>) -> Self {
+        let image = self.counted_in(ledger);
+        image.kept.add(image.size());
+        image
     }
 
     fn build<'a>(cell_of: impl Fn(Column) -> Cell<'a>) -> Self {

@@ -18,6 +18,7 @@ use crate::runs::tuple::{Cell, Tuple};
 impl Feed {
     /// Takes in the next step of the stream. To be called by one thread, in the stream's order.
     pub fn apply(&self, event: Event) {
+        let _writer = self.writer.lock();
         match event {
             Event::Tx(tx) => self.apply_transaction(tx),
             Event::Progress(lsn) => self.advance(lsn),
@@ -33,6 +34,7 @@ impl Feed {
 
     fn restart(&self, reset: Reset) {
         metrics::counter!(crate::telemetry::RESETS).increment(1);
+        self.tags.forget_all();
         let mut state = self.state.write();
         state.restart(reset.epoch, reset.floor);
         state.resumed_at = reset.floor.max(reset.server);
@@ -58,6 +60,7 @@ impl Feed {
         let everything =
             |change: &Change| matches!(change, Change::RunsTruncated | Change::TooLarge);
         if tx.changes.iter().any(everything) {
+            self.tags.forget_all();
             let mut state = self.state.write();
             state.skip_to(tx.end_lsn);
             state.settlement.forget_all(tx.xid, tx.commit_lsn);
@@ -72,8 +75,16 @@ impl Feed {
             return self.advance(end);
         }
         let topics = touched(&batch);
-        self.state.write().append(batch, &self.limits, &self.rendered, Instant::now());
+        let untold = {
+            let mut state = self.state.write();
+            let now = Instant::now();
+            state.append(batch, &self.limits, &self.rendered, &self.waiters, now);
+            !state.untold.is_empty()
+        };
         self.head.send_replace(end);
+        if untold {
+            self.more_untold.notify_one();
+        }
         for topic in topics {
             self.waiters.wake(topic);
         }
@@ -107,7 +118,9 @@ impl Feed {
                 None => state.image(id).cloned(),
             };
             let id: Arc<str> = state.id(id).unwrap_or_else(|| id.into());
-            let Some(difference) = self.difference(change, before.as_ref()) else { continue };
+            let tags = self.follow_tags(&id, &change, before.is_some());
+            let difference = self.difference(change, before.as_ref(), tags.as_deref());
+            let Some(difference) = difference else { continue };
             let Difference { left, changed, inserted, before: places } = difference;
             let image = match &left {
                 RunState::Is(image) | RunState::Deleted(image) => image,
@@ -116,6 +129,11 @@ impl Feed {
             let completes = is(Column::CompletedAt);
             let urgent = completes || is(Column::Error) || matches!(left, RunState::Deleted(_));
             let mut topics = self.topics_of(|column| image.get(column));
+            let untold = matches!(left, RunState::Is(_)) && image.lacks_tags();
+            if let Some(environment) = image.text(Column::RuntimeEnvironmentId).filter(|_| untold) {
+                topics.push(self.topics.untold(environment));
+                topics.sort_unstable();
+            }
             if let Before::Elsewhere(before) = &places {
                 topics.extend(before);
                 topics.sort_unstable();
@@ -137,6 +155,7 @@ impl Feed {
                 inserted,
                 completes,
                 urgent,
+                untold,
                 // What cannot be told was in every window.
                 created: created.unwrap_or(Floor(u32::MAX)),
                 before: places,
@@ -147,11 +166,34 @@ impl Feed {
         batch
     }
 
+    /// Remembers the tags that the change carries. Gives those that it left out, where nothing else
+    /// is known of the run.
+    fn follow_tags(&self, id: &str, change: &Change, known: bool) -> Option<Arc<str>> {
+        match change {
+            Change::RunInserted(new) => self.tags.follow(id, new),
+            Change::RunUpdated { new, old } => {
+                self.tags.follow(id, new);
+                let lacks = new.get(Column::RunTags) == Cell::Unchanged;
+                if lacks && !known && old.is_none() {
+                    return self.tags.get(id);
+                }
+            }
+            Change::RunDeleted(_) => self.tags.forget(id),
+            Change::RunsTruncated | Change::TooLarge | Change::KeysChanged => {}
+        }
+        None
+    }
+
     /// What the change did to its run. `None` where no client can see a difference.
-    fn difference(&self, change: Change, before: Option<&Arc<Image>>) -> Option<Difference> {
+    fn difference(
+        &self,
+        change: Change,
+        before: Option<&Arc<Image>>,
+        tags: Option<&str>,
+    ) -> Option<Difference> {
         match change {
             Change::RunInserted(new) => {
-                let image = Image::after(&new, None, None).counted_in(&self.rendered);
+                let image = Image::after(&new, None, None, None).counted_in(&self.rendered);
                 Some(Difference {
                     left: RunState::Is(Arc::new(image)),
                     changed: ColumnSet::EXPOSED,
@@ -161,9 +203,13 @@ impl Feed {
             }
             Change::RunUpdated { new, old } => {
                 let before = before.map(Arc::as_ref);
-                let image = Image::after(&new, old.as_deref(), before).counted_in(&self.rendered);
+                let image = Image::after(&new, old.as_deref(), before, tags);
+                let image = image.counted_in(&self.rendered);
                 let (changed, before) = match (&old, before) {
                     (Some(old), _) => self.compare(|column| old.get(column), &image),
+                    (None, Some(before)) if before.lacks_tags() && !image.lacks_tags() => {
+                        (differing(|column| before.get(column), &image), Before::Unknown)
+                    }
                     (None, Some(before)) => self.compare(|column| before.get(column), &image),
                     (None, None) => (sent(&new), Before::Unknown),
                 };

@@ -150,7 +150,7 @@ impl Feeds {
         let epoch = state.epoch.ok_or(Unavailable)?;
         // Connected anew since: the server may have crashed and taken back what the query saw.
         let void = state.connections != connections;
-        if void || !state.settlement.admits(&horizon.snapshot, filter.topics[0]) {
+        if void || !state.settlement.admits(&horizon.snapshot, filter.topics[0], filter.untold) {
             return Ok(None);
         }
         let mut reading =
@@ -187,12 +187,15 @@ fn lay_over(
     for row in rows {
         match later.get(id(row)) {
             None => laid.push(Arc::clone(row)),
-            Some((image, gone)) if !gone && filter.matches(image) => {
-                laid.push(Arc::new(image.filled_from(row)));
+            Some((_, true)) => {}
+            // Tags that the stream has left out ever since are those that the query saw.
+            Some((image, false)) => {
+                let image = image.filled_from(row);
+                laid.extend(filter.matches(&image).then(|| Arc::new(image)));
             }
-            Some(_) => {}
         }
     }
+    // For the same reason a run without known tags that the query did not find is not of the feed.
     let known: std::collections::HashSet<&str> = rows.iter().map(|row| id(row)).collect();
     let new = later.iter().filter(|(id, _)| !known.contains(*id));
     let new = new.filter(|(_, (image, gone))| !gone && filter.matches(image));

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::poll_tests::{feeds_that_fold, poll};
 use super::position::Position;
+use super::tests::row_of;
 use super::window::Feed;
 use super::{Answer, Feeds, Outcome, Poll};
 use crate::postgres::Lsn;
@@ -27,15 +27,7 @@ pub fn run_1(cells: &[(Column, &str)]) -> Tuple {
         (Column::FriendlyId, "run_1"),
         (Column::RuntimeEnvironmentId, "env_1"),
     ];
-    let cells: Vec<_> = fixed.iter().chain(cells).collect();
-    let data: String = cells.iter().map(|(_, text)| *text).collect();
-    let mut tuple = Tuple::new(Bytes::from(data));
-    let mut start = 0;
-    for (column, text) in cells {
-        tuple.set_text(*column, start, start + text.len()).unwrap();
-        start += text.len();
-    }
-    tuple
+    row_of(&[&fixed, cells].concat())
 }
 
 /// The transaction number `n` of this run, committed then in microseconds since 1970.

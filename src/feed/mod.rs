@@ -18,6 +18,7 @@ mod poll;
 pub mod position;
 mod settlement;
 mod topic;
+mod untold;
 mod waiters;
 mod window;
 pub mod wire;
@@ -40,3 +41,5 @@ mod pace_tests;
 mod poll_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod untold_tests;

@@ -1,6 +1,7 @@
 //! What is new for a feed after a position: read from the window, run by run.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use super::filter::Filter;
@@ -33,6 +34,8 @@ pub(super) struct RunNews {
 pub(super) struct News {
     /// By the order of each run's first change.
     pub runs: Vec<RunNews>,
+    /// Runs of which it is not known whether they are of the feed: that takes their tags.
+    pub undecided: Vec<Arc<Image>>,
     /// When the first and the last of the changes committed, in microseconds since 1970.
     pub first_commit: i64,
     pub last_commit: i64,
@@ -90,25 +93,33 @@ impl Reading {
         horizon: Option<&Horizon>,
         stretch: usize,
     ) -> bool {
-        // A change is found under each of the feed's topics, so the rarest one has it too.
-        let Some(posting) = window.rarest(&filter.topics) else { return true };
-        let start = posting.partition_point(|number| window.record(*number).at <= self.next);
+        // A change is found under each of the feed's topics, so the rarest one has it too, unless
+        // it came without the run's tags.
+        let posting = window.rarest(&filter.topics).unwrap_or(&NOTHING);
+        let untold = filter.untold.and_then(|topic| window.posting(topic)).unwrap_or(&NOTHING);
+        let start = self.start_in(posting, window);
         if self.runs.is_empty() {
             let earlier = posting.range(..start).rev().take(LOOK_BACK);
             let mut earlier = earlier.map(|number| window.record(*number));
             let previous = earlier.find(|record| filter.may_concern(record));
             self.news.previous_commit = previous.map(|record| record.commit_time);
         }
+        let mut told = posting.range(start..).copied().peekable();
+        let mut untold = untold.range(self.start_in(untold, window)..).copied().peekable();
         let mut left = stretch;
-        for number in posting.range(start..) {
+        while let Some(number) = lower(&mut told, &mut untold) {
             if left == 0 {
                 return false;
             }
             left -= 1;
-            let record = window.record(*number);
+            let record = window.record(number);
             self.next = record.at;
             let shown = horizon.is_some_and(|h| h.shows(record.xid, record.at.lsn));
-            if shown || !filter.may_concern(record) {
+            // What the run carries by now decides where the change does not tell.
+            let may = |(image, _): (&Arc<Image>, bool)| filter.tells_of(image) != Some(false);
+            let concerns = filter.may_concern(record)
+                || (filter.is_untold(record) && window.state(&record.run).is_some_and(may));
+            if shown || !concerns {
                 continue;
             }
             if self.runs.is_empty() {
@@ -126,6 +137,11 @@ impl Reading {
         true
     }
 
+    /// Where what is still to be read begins.
+    fn start_in(&self, posting: &VecDeque<u64>, window: &Window) -> usize {
+        posting.partition_point(|number| window.record(*number).at <= self.next)
+    }
+
     fn touched(&mut self, run: &Arc<str>, had: Option<bool>) -> &mut Touched {
         let place = self.place(run);
         if place == self.runs.len() {
@@ -136,7 +152,12 @@ impl Reading {
                 had,
             });
         }
-        &mut self.runs[place]
+        let touched = &mut self.runs[place];
+        // Who was in the feed between two of the changes may have been sent, and is to be told of its end.
+        if touched.had.is_none() && had == Some(true) {
+            touched.had = had;
+        }
+        touched
     }
 
     /// Where the run stands among those that were touched, or will stand.
@@ -168,7 +189,12 @@ impl Reading {
             if !filter.may_show(image) {
                 continue;
             }
-            let belongs = filter.matches(image);
+            let Some(belongs) = filter.tells_of(image) else {
+                if !deleted {
+                    news.undecided.push(Arc::clone(image));
+                }
+                continue;
+            };
             let operation = match touched.had {
                 Some(false) if deleted || !belongs => continue,
                 None if !belongs => continue,
@@ -180,6 +206,23 @@ impl Reading {
             news.runs.push(RunNews { image, operation, changed: touched.changed });
         }
         news
+    }
+}
+
+static NOTHING: VecDeque<u64> = VecDeque::new();
+
+/// The lower of the next numbers of two ascending lists.
+fn lower<I: Iterator<Item = u64>>(a: &mut Peekable<I>, b: &mut Peekable<I>) -> Option<u64> {
+    match (a.peek(), b.peek()) {
+        (Some(first), Some(second)) if second < first => b.next(),
+        (Some(first), Some(second)) => {
+            if first == second {
+                b.next();
+            }
+            a.next()
+        }
+        (Some(_), None) => a.next(),
+        (None, _) => b.next(),
     }
 }
 

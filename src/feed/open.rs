@@ -101,8 +101,10 @@ impl Feeds {
             });
             same && opening.end >= Position::before(state.floor)
         };
-        let key = (open.view.clone(), floor);
-        let query = || self.list_by_query(&open.view, floor, patience);
+        let whole = handle.as_ref().is_some_and(|handle| handle.whole);
+        let chunk = if whole { usize::MAX } else { self.settings.chunk };
+        let key = (open.view.clone(), floor, whole);
+        let query = || self.list_by_query(&open.view, floor, chunk, patience);
         let mut opening = self.flights.share(key.clone(), anew, serves, query()).await?;
         let not_before = handle.and_then(|handle| handle.not_before).unwrap_or_default();
         if opening.end < Position::before(not_before.lsn) {
@@ -252,6 +254,7 @@ impl Feeds {
         &self,
         view: &View,
         floor: Floor,
+        chunk: usize,
         patience: Patience,
     ) -> Result<Arc<Opening>, Unavailable> {
         let mut joined = self.read_and_join(view, floor, patience).await?;
@@ -265,7 +268,6 @@ impl Feeds {
         handle.cut = cut.as_deref().map(|cut| timestamp_millis(cut).unwrap_or(u64::MAX));
         let (view, bodies) = (view.clone(), Arc::clone(&self.feed.bodies));
         let size: usize = rows.iter().map(|row| row.size()).sum();
-        let chunk = self.settings.chunk;
         let render = move || {
             let chunks = render(&rows, &view, chunk);
             let chunks = chunks.into_iter().map(|(plain, ends)| bodies.body(plain, ends)).collect();

@@ -84,6 +84,7 @@ enum Look {
     News(Position, News),
     Nothing,
     TooOld,
+    Unavailable,
 }
 
 impl Feeds {
@@ -162,15 +163,13 @@ impl Subscription {
         let throttle = until.map_or(Duration::ZERO, |_| throttle);
         let fold = self.fold();
         let mut over = until.is_none();
-        // Whether nothing has touched the feed since the last look.
-        let mut quiet = false;
         let mut untold_since = None;
         loop {
-            let wakes = self.waiter.wakes();
             let woken = self.waiter.woken();
             let (mut due, mut folds) = (None, false);
-            match Box::pin(self.follow.look(&self.feeds, quiet)).await {
+            match Box::pin(self.follow.look(&self.feeds, &self.waiter)).await {
                 Look::TooOld => return Next::TooOld,
+                Look::Unavailable => return Next::Unavailable,
                 Look::Nothing => {}
                 Look::News(head, news) => {
                     let wait = pace::due_in(&news, throttle, fold, SystemTime::now());
@@ -203,7 +202,7 @@ impl Subscription {
                 }
                 () = self.feeds.drain.cancelled() => true,
             };
-            (quiet, over) = (ended && self.waiter.wakes() == wakes, over || ended);
+            over |= ended;
         }
     }
 
@@ -253,9 +252,9 @@ async fn sleep_until(due: Option<Instant>) {
 impl Follow {
     /// Reads what came after `seen`, which moves to the head only where there was nothing. Between
     /// two stretches of a long reading the window is free for others.
-    async fn look(&mut self, feeds: &Feeds, quiet: bool) -> Look {
+    async fn look(&mut self, feeds: &Feeds, waiter: &Waiter) -> Look {
         let mut reading = Reading::after(self.seen);
-        loop {
+        let (head, news) = loop {
             {
                 let state = feeds.feed.state.read();
                 // The server may have crashed and given the ids that the horizon names out again,
@@ -266,9 +265,12 @@ impl Follow {
                 }
                 let floor = Position::before(state.floor);
                 if reading.next() < floor {
-                    // What has left the window meanwhile was not of this feed, or it would have
-                    // been woken.
-                    if !(quiet && self.generation == state.generation) {
+                    // What has left the window since the last look was not of this feed if none of
+                    // it lay where this waits: a change of the feed lies under each of its topics.
+                    let same = self.generation == state.generation;
+                    let untold = self.filter.untold.is_some();
+                    let lost_untold = untold && state.untold_evicted >= self.seen.lsn;
+                    if !same || lost_untold || !waiter.lost_nothing_after(self.seen) {
                         return Look::TooOld;
                     }
                     reading = Reading::after(floor);
@@ -278,16 +280,25 @@ impl Follow {
                 let horizon = self.horizon.as_deref();
                 if reading.advance(&state, &self.filter, horizon, STRETCH) {
                     let news = reading.finish(&state, &self.filter, |image| self.has(image));
-                    drop(state);
-                    if news.runs.is_empty() {
-                        self.pass(head);
-                        return Look::Nothing;
-                    }
-                    return Look::News(head, news);
+                    break (head, news);
                 }
             }
             tokio::task::yield_now().await;
+        };
+        let news = if news.undecided.is_empty() {
+            news
+        } else if news.undecided.len() > feeds.settings.list_max {
+            return Look::TooOld;
+        } else if let Ok(news) = feeds.decide(&self.filter, news).await {
+            news
+        } else {
+            return Look::Unavailable;
+        };
+        if news.runs.is_empty() {
+            self.pass(head);
+            return Look::Nothing;
         }
+        Look::News(head, news)
     }
 
     /// Everything up to there has been told.

@@ -10,11 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::handle::{Handle, Horizon};
 use super::position::Position;
+use super::tests::{row_of, tx};
 use super::window::Limits;
-use super::{Answer, Feed, FeedKey, FeedSettings, Feeds, Outcome, Poll, View};
+use super::{Answer, Feed, FeedKey, FeedSettings, Feeds, Outcome, Poll, Runs, View};
 use crate::postgres::Lsn;
 use crate::replication::change::{Change, Event, Reset};
-use crate::runs::columns::ColumnSet;
+use crate::runs::columns::{Column, ColumnSet};
 use crate::runs::reader::{Reader, ReaderLimits};
 use crate::runs::store::RunStore;
 
@@ -50,7 +51,10 @@ fn reset(feed: &Feed, epoch: u64, floor: u64) {
 }
 
 pub fn poll(horizon: Option<Horizon>, hold: Duration) -> Poll {
-    let feed = FeedKey::run("env_1".into(), "run_1".into());
+    poll_of(FeedKey::run("env_1".into(), "run_1".into()), horizon, hold)
+}
+
+fn poll_of(feed: FeedKey, horizon: Option<Horizon>, hold: Duration) -> Poll {
     let view = View { feed, columns: ColumnSet::EXPOSED, old_statuses: false };
     let mut handle = Handle::issue(1, view.feed.digest(view.columns), Lsn(50));
     handle.horizon = horizon;
@@ -130,4 +134,99 @@ async fn a_horizon_is_void_once_the_server_may_have_crashed_also_while_the_poll_
     let outcome =
         held(&feed, runs, during, |feed| feed.apply(Event::Resumed { server: Lsn(60) })).await;
     assert!(matches!(outcome, Outcome::MustRefetch(_)), "{outcome:?}");
+}
+
+/// The number `n` of the transactions: this run with these tags, or without a word about them.
+fn tagged(n: u32, run: u32, tags: Option<&str>, metadata: &str) -> Event {
+    let (id, friendly_id) = (format!("id{run}"), format!("run_{run}"));
+    let cells = [
+        (Column::Id, id.as_str()),
+        (Column::FriendlyId, &friendly_id),
+        (Column::RuntimeEnvironmentId, "env_1"),
+        (Column::CreatedAt, "2026-09-01 08:00:00"),
+        (Column::RunTags, tags.unwrap_or_default()),
+        (Column::Metadata, metadata),
+    ];
+    let mut new = row_of(&cells);
+    let change = if tags.is_none() {
+        new.set_unchanged(Column::RunTags);
+        Change::RunUpdated { new, old: None }
+    } else {
+        Change::RunInserted(new)
+    };
+    tx(n, 100 * u64::from(n), vec![change])
+}
+
+/// Pushes what came before out of the window.
+fn much_else(feed: &Feed, from: u32) {
+    let large = "x".repeat(1 << 17);
+    (from..from + 10).for_each(|n| feed.apply(tagged(n, n, Some("{z}"), &large)));
+    assert!(feed.state.read().floor > Lsn(100 * u64::from(from)), "the window has moved on");
+}
+
+/// Holds a poll of the list of those with two tags, which it waits for under the first.
+async fn held_list(feed: &Feed, feeds: &Arc<Feeds>) -> tokio::task::JoinHandle<Outcome> {
+    feed.apply(Event::Progress(Lsn(50)));
+    let runs = Runs::Tagged { tags: ["a".into(), "b".into()].into(), window: LIST_WINDOW };
+    let key = FeedKey { environment: "env_1".into(), runs };
+    let (poll, feeds) = (poll_of(key, None, Duration::from_secs(60)), Arc::clone(feeds));
+    let held = tokio::spawn(async move { feeds.poll(poll).await });
+    let_it_wait(feed).await;
+    held
+}
+
+const LIST_WINDOW: Duration = Duration::from_secs(3_600);
+
+async fn let_it_wait(feed: &Feed) {
+    while feed.waiters.len() == 0 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_others_wake_stays_held_however_short_the_window_is() {
+    let (feed, feeds) = feeds();
+    let held = held_list(&feed, &feeds).await;
+    for n in [10, 40] {
+        much_else(&feed, n);
+        // Several of them, before the poll comes to look.
+        for other in 11..=13 {
+            feed.apply(tagged(n + other, 1, Some("{a}"), &other.to_string()));
+        }
+        let_it_wait(&feed).await;
+        assert!(!held.is_finished(), "{n}: {:?}", held.await);
+    }
+    much_else(&feed, 70);
+    feed.apply(tagged(90, 2, Some("{a,b}"), "mine"));
+    let Outcome::Answer(answer) = held.await.unwrap() else { panic!("it was sent away") };
+    let text = String::from_utf8(answer.body.plain().to_vec()).unwrap();
+    assert!(text.contains("mine") && text.contains("id2") && !text.contains("id1"), "{text}");
+    assert_eq!(answer.offset, Position::before(feed.head()));
+}
+
+#[tokio::test]
+async fn a_list_is_sent_away_when_what_may_be_of_it_has_left_the_window_before_it_looked() {
+    for (lost, sent_away) in [
+        (tagged(20, 1, Some("{a,b}"), "mine"), true),
+        // Nothing tells them apart any more.
+        (tagged(20, 1, Some("{a}"), "other"), true),
+        (tagged(20, 1, None, "untold"), true),
+        (tagged(20, 1, Some("{z}"), "other"), false),
+    ] {
+        let (feed, feeds) = feeds();
+        let held = held_list(&feed, &feeds).await;
+        let what = format!("{lost:?}");
+        feed.apply(lost);
+        much_else(&feed, 30);
+        feed.apply(tagged(50, 2, Some("{a}"), "wakes"));
+        let_it_wait(&feed).await;
+        assert_eq!(held.is_finished(), sent_away, "{what}");
+        if sent_away {
+            let outcome = held.await.unwrap();
+            assert!(matches!(outcome, Outcome::MustRefetch(_)), "{what}: {outcome:?}");
+        }
+    }
 }

@@ -132,10 +132,12 @@ impl Settlement {
         Position::before(self.open.front().map_or(head, |open| open.commit_lsn))
     }
 
-    /// Whether rows that were read with `snapshot` lack nothing that the window no longer holds.
-    pub fn admits(&self, snapshot: &Snapshot, topic: Topic) -> bool {
+    /// Whether rows that were read with `snapshot` lack nothing that the window no longer holds and
+    /// that was found under `topic`, or under `untold`.
+    pub fn admits(&self, snapshot: &Snapshot, topic: Topic, untold: Option<Topic>) -> bool {
+        let is_theirs = |found: &Topic| *found == topic || Some(*found) == untold;
         let concerns = |forgotten: &Forgotten| {
-            forgotten.topics.as_ref().is_none_or(|topics| topics.contains(&topic))
+            forgotten.topics.as_ref().is_none_or(|topics| topics.iter().any(is_theirs))
         };
         self.required.as_ref().is_none_or(|required| snapshot.includes(required))
             && self.crowd.is_none_or(|xid| has_ended_below(snapshot, xid))
@@ -175,9 +177,12 @@ mod tests {
         assert_eq!(settlement.settled_below(Lsn(300)), Lsn(100), "7 must not be confirmed");
         settlement.forget(Lsn(100), || [run].into());
         settlement.forget(Lsn(200), || [other].into());
-        assert!(!settlement.admits(&snapshot("7:12:7"), run), "its rows lack the change of 7");
-        assert!(settlement.admits(&snapshot("7:12:7"), other));
-        assert!(settlement.admits(&snapshot("12:12:"), run));
+        assert!(
+            !settlement.admits(&snapshot("7:12:7"), run, None),
+            "its rows lack the change of 7"
+        );
+        assert!(settlement.admits(&snapshot("7:12:7"), other, None));
+        assert!(settlement.admits(&snapshot("12:12:"), run, None));
         settlement.settle(snapshot("12:12:"));
         assert_eq!(settlement.settled_below(Lsn(300)), Lsn(300));
     }
@@ -190,7 +195,7 @@ mod tests {
         let early = snapshot("7:8:7");
         settlement.settle(snapshot("8:8:"));
         settlement.forget(Lsn(100), || [topic].into());
-        assert!(!settlement.admits(&early, topic));
+        assert!(!settlement.admits(&early, topic, None));
     }
 
     #[test]
@@ -201,8 +206,8 @@ mod tests {
         settlement.forget(Lsn(100), || [topic].into());
         let under_way = snapshot("7:8:7");
         settlement.settle(snapshot("8:8:"));
-        assert!(!settlement.admits(&under_way, topic), "its rows lack the change of 7");
-        assert!(settlement.admits(&snapshot("8:9:"), topic));
+        assert!(!settlement.admits(&under_way, topic, None), "its rows lack the change of 7");
+        assert!(settlement.admits(&snapshot("8:9:"), topic, None));
     }
 
     #[test]
@@ -212,9 +217,9 @@ mod tests {
         settlement.committed(7, Lsn(100));
         settlement.settle(snapshot("300:300:"));
         settlement.forget(Lsn(100), || [topic].into());
-        assert!(!settlement.admits(&snapshot("9:9:"), topic));
+        assert!(!settlement.admits(&snapshot("9:9:"), topic, None));
         settlement.reconnected();
-        assert!(settlement.admits(&snapshot("9:9:"), topic));
+        assert!(settlement.admits(&snapshot("9:9:"), topic, None));
         settlement.committed(9, Lsn(200));
         assert_eq!(settlement.settled_below(Lsn(300)), Lsn(200));
         settlement.settle(snapshot("10:10:"));
@@ -227,7 +232,7 @@ mod tests {
         let mut settlement = Settlement::default();
         settlement.restart(Some(snapshot("9:9:")));
         settlement.reconnected();
-        assert!(!settlement.admits(&snapshot("8:10:8"), topic));
+        assert!(!settlement.admits(&snapshot("8:10:8"), topic, None));
     }
 
     #[test]
@@ -235,10 +240,16 @@ mod tests {
         let topic = Topics::default().run("env", "run_1");
         let mut settlement = Settlement::default();
         settlement.restart(Some(snapshot("9:9:")));
-        assert!(!settlement.admits(&snapshot("8:10:8"), topic), "8 hangs between log and sight");
+        assert!(
+            !settlement.admits(&snapshot("8:10:8"), topic, None),
+            "8 hangs between log and sight"
+        );
         settlement.settle(snapshot("8:10:8"));
-        assert!(!settlement.admits(&snapshot("8:10:8"), topic), "a settling query changes nothing");
-        assert!(settlement.admits(&snapshot("10:10:"), topic));
+        assert!(
+            !settlement.admits(&snapshot("8:10:8"), topic, None),
+            "a settling query changes nothing"
+        );
+        assert!(settlement.admits(&snapshot("10:10:"), topic, None));
     }
 
     #[test]
@@ -249,9 +260,9 @@ mod tests {
             settlement.committed(i + 10, Lsn(u64::from(i)));
         }
         assert_eq!(settlement.settled_below(Lsn(1)), Lsn(0));
-        assert!(!settlement.admits(&snapshot("12:9000000:12"), topic));
+        assert!(!settlement.admits(&snapshot("12:9000000:12"), topic, None));
         settlement.settle(snapshot("9000000:9000000:"));
-        assert!(settlement.admits(&snapshot("9000000:9000000:"), topic));
+        assert!(settlement.admits(&snapshot("9000000:9000000:"), topic, None));
         assert_eq!(settlement.settled_below(Lsn(9)), Lsn(9));
     }
 }

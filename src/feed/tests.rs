@@ -51,6 +51,18 @@ pub fn row(run: usize, metadata: Option<&str>) -> Tuple {
     tuple
 }
 
+/// A row of these cells.
+pub fn row_of(cells: &[(Column, &str)]) -> Tuple {
+    let data: String = cells.iter().map(|(_, text)| *text).collect();
+    let mut tuple = Tuple::new(Bytes::from(data));
+    let mut start = 0;
+    for (column, text) in cells {
+        tuple.set_text(*column, start, start + text.len()).unwrap();
+        start += text.len();
+    }
+    tuple
+}
+
 pub fn tx(xid: u32, commit: u64, changes: Vec<Change>) -> Event {
     Event::Tx(Tx {
         xid,
@@ -149,7 +161,8 @@ fn a_truncation_and_a_transaction_too_large_to_carry_raise_the_floor() {
         feed.apply(tx(6, 200, vec![change]));
         let state = feed.state.read();
         assert_eq!((state.floor, state.head), (Lsn(208), Lsn(208)));
-        assert!(!state.settlement.admits(&"6:9:6".parse().unwrap(), filter(&feed, 9).topics[0]));
+        let topic = filter(&feed, 9).topics[0];
+        assert!(!state.settlement.admits(&"6:9:6".parse().unwrap(), topic, None));
     }
 }
 

@@ -32,6 +32,11 @@ impl Topics {
         self.number(b'e', environment, "")
     }
 
+    /// The changes of an environment's runs that came without the run's tags.
+    pub fn untold(&self, environment: &str) -> Topic {
+        self.number(b'u', environment, "")
+    }
+
     fn number(&self, kind: u8, environment: &str, name: &str) -> Topic {
         Topic(self.0.hash_one(Parts { kind, environment, name }))
     }

@@ -14,7 +14,9 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::Notify;
 
+use super::position::Position;
 use super::topic::Topic;
+use crate::postgres::Lsn;
 
 /// How many of a topic's waiters are woken together. With more, each slice waits until the one
 /// before has run, so that whoever else wakes meanwhile is served in between.
@@ -34,6 +36,8 @@ struct List {
     places: Mutex<Slab<Arc<Place>>>,
     /// How often the topic was woken.
     wakes: AtomicU64,
+    /// The commit LSN of the topic's newest change that has left the window since the list began.
+    lost: AtomicU64,
     /// Whether the list waits for its next slice.
     in_rounds: AtomicBool,
 }
@@ -102,6 +106,14 @@ impl Waiters {
     pub fn wake_all(&self) {
         let all: Vec<_> = self.topics.iter().map(|list| Arc::clone(&list)).collect();
         all.into_iter().for_each(|list| self.wake_list(list));
+    }
+
+    /// A change of this commit LSN has left the window that was found under the topic. To be called
+    /// before anybody can see that it has.
+    pub fn lost(&self, topic: Topic, commit: Lsn) {
+        if let Some(list) = self.topics.get(&topic) {
+            list.lost.fetch_max(commit.0, Ordering::AcqRel);
+        }
     }
 
     fn wake_list(&self, list: Arc<List>) {
@@ -250,9 +262,9 @@ impl Waiter {
         Woken(self)
     }
 
-    /// How often the topic was woken, whether or not this waiter's turn has come since.
-    pub fn wakes(&self) -> u64 {
-        self.list.wakes.load(Ordering::Acquire)
+    /// Whether the window has held every change of the topic from there on, since this waiter came.
+    pub fn lost_nothing_after(&self, position: Position) -> bool {
+        self.list.lost.load(Ordering::Acquire) < position.lsn.0
     }
 }
 

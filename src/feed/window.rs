@@ -1,12 +1,12 @@
 //! The window: the recent changes, where each topic's lie in it, and the last state of their runs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
-use tokio::sync::watch;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
 
 use super::body::Bodies;
 use super::filter::Filter;
@@ -14,9 +14,10 @@ use super::image::Image;
 use super::position::Position;
 use super::settlement::Settlement;
 use super::topic::{Topic, Topics};
+use super::untold::{RememberedTags, Untold};
 use super::waiters::Waiters;
 use crate::postgres::{Lsn, Snapshot};
-use crate::runs::columns::ColumnSet;
+use crate::runs::columns::{Column, ColumnSet};
 use crate::runs::created::Floor;
 
 /// What bounds the window. Whichever is reached first evicts the oldest transactions, and raises
@@ -36,6 +37,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Feed {
     pub(super) state: RwLock<Window>,
+    /// Held by who changes runs, from looking at them until they are changed.
+    pub(super) writer: Mutex<()>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) head: watch::Sender<Lsn>,
     pub(super) topics: Topics,
@@ -43,6 +46,9 @@ pub struct Feed {
     /// Memory that bodies take which hang on the window's runs, in bytes.
     pub(super) rendered: Arc<AtomicUsize>,
     pub(super) bodies: Arc<Bodies>,
+    pub(super) tags: RememberedTags,
+    /// There are runs again whose tags are to be read.
+    pub(super) more_untold: Notify,
 }
 
 /// One version of what the window holds. Everything read under one lock belongs together.
@@ -67,6 +73,10 @@ pub(super) struct Window {
     transactions: VecDeque<Transaction>,
     postings: HashMap<Topic, VecDeque<u64>>,
     runs: HashMap<Arc<str>, Run>,
+    /// The runs whose tags are to be read and that nobody has set out to read.
+    pub untold: BTreeMap<u64, Untold>,
+    /// The commit LSN of the newest untold change that has left the window.
+    pub untold_evicted: Lsn,
     pub settlement: Settlement,
     bytes: usize,
 }
@@ -86,6 +96,8 @@ pub(super) struct Record {
     pub completes: bool,
     /// A completion or an error, which nothing may hold back.
     pub urgent: bool,
+    /// The run's tags were not known, and are not among the topics.
+    pub untold: bool,
     /// When the run was created, as far as a list's floor can tell.
     pub created: Floor,
     /// Where the run was found before.
@@ -121,6 +133,8 @@ struct Run {
     deleted: bool,
     /// How many of the window's changes are of this run.
     changes: usize,
+    /// The number of the change since which its tags are not known.
+    untold_since: Option<u64>,
 }
 
 /// A transaction ready to be taken in.
@@ -144,11 +158,14 @@ impl Feed {
     pub fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Feed {
             state: RwLock::default(),
+            writer: Mutex::default(),
             waiters: Arc::default(),
             head: watch::Sender::new(Lsn(0)),
             topics: Topics::default(),
             rendered: Arc::default(),
             bodies: Arc::new(Bodies::new(limits.bodies)),
+            tags: RememberedTags::default(),
+            more_untold: Notify::new(),
             limits,
         })
     }
@@ -172,9 +189,11 @@ impl Feed {
     pub fn settle(&self, snapshot: Snapshot) -> Lsn {
         let mut state = self.state.write();
         state.settlement.settle(snapshot);
-        state.evict(&self.limits, &self.rendered, Instant::now());
+        state.evict(&self.limits, &self.rendered, &self.waiters, Instant::now());
         let bytes = state.bytes + self.rendered.load(Ordering::Relaxed);
         metrics::gauge!(crate::telemetry::WINDOW_BYTES).set(bytes as f64);
+        metrics::gauge!(crate::telemetry::UNTOLD_RUNS).set(state.untold.len() as f64);
+        metrics::gauge!(crate::telemetry::TAG_BYTES).set(self.tags.bytes() as f64);
         metrics::gauge!(crate::telemetry::BODY_BYTES).set(self.bodies.alive() as f64);
         metrics::gauge!(crate::telemetry::WINDOW_CHANGES).set(state.changes.len() as f64);
         metrics::gauge!(crate::telemetry::WAITED_TOPICS).set(self.waiters.len() as f64);
@@ -203,11 +222,19 @@ impl Window {
         self.transactions.clear();
         self.postings.clear();
         self.runs.clear();
+        self.untold.clear();
         self.bytes = 0;
     }
 
     /// Takes in a transaction whole, and moves the head past it.
-    pub fn append(&mut self, batch: Batch, limits: &Limits, rendered: &AtomicUsize, now: Instant) {
+    pub fn append(
+        &mut self,
+        batch: Batch,
+        limits: &Limits,
+        rendered: &AtomicUsize,
+        waiters: &Waiters,
+        now: Instant,
+    ) {
         self.transactions.push_back(Transaction {
             commit_lsn: batch.commit_lsn,
             end_lsn: batch.end_lsn,
@@ -216,8 +243,8 @@ impl Window {
         });
         self.settlement.committed(batch.xid, batch.commit_lsn);
         for (record, state) in batch.changes {
-            self.keep_run(&record.run, state);
             let number = self.first + self.changes.len() as u64;
+            self.keep_run(&record.run, state, number);
             for topic in &record.topics {
                 self.postings.entry(*topic).or_default().push_back(number);
             }
@@ -225,38 +252,78 @@ impl Window {
             self.changes.push_back(record);
         }
         self.head = self.head.max(batch.end_lsn);
-        self.evict(limits, rendered, now);
+        self.evict(limits, rendered, waiters, now);
     }
 
-    fn keep_run(&mut self, id: &Arc<str>, state: RunState) {
+    fn keep_run(&mut self, id: &Arc<str>, state: RunState, number: u64) {
         let (image, deleted) = match state {
             RunState::Is(image) => (image, false),
             RunState::Deleted(image) => (image, true),
         };
+        let environment = image.text(Column::RuntimeEnvironmentId);
+        let environment = environment.filter(|_| !deleted && image.lacks_tags()).map(Arc::from);
         self.bytes += image.size();
-        if let Some(run) = self.runs.get_mut(id) {
-            self.bytes -= run.image.size();
-            (run.image, run.deleted) = (image, deleted);
-            run.changes += 1;
-        } else {
-            self.runs.insert(Arc::clone(id), Run { image, deleted, changes: 1 });
+        let run = match self.runs.get_mut(id) {
+            Some(run) => {
+                self.bytes -= run.image.size();
+                (run.image, run.deleted) = (image, deleted);
+                run.changes += 1;
+                run
+            }
+            None => self.runs.entry(Arc::clone(id)).or_insert(Run {
+                image,
+                deleted,
+                changes: 1,
+                untold_since: None,
+            }),
+        };
+        match (environment, run.untold_since) {
+            (Some(environment), None) => {
+                run.untold_since = Some(number);
+                let untold = Untold { run: Arc::clone(id), environment, since: number };
+                self.untold.insert(number, untold);
+            }
+            (None, Some(since)) => {
+                run.untold_since = None;
+                self.untold.remove(&since);
+            }
+            _ => {}
         }
+    }
+
+    /// The number of the change since which the tags of the run are not known.
+    pub fn untold_since(&self, id: &str) -> Option<u64> {
+        self.runs.get(id)?.untold_since
+    }
+
+    /// Puts a state of the run in place of its last, which tells more and is the same otherwise.
+    pub fn replace(&mut self, id: &str, image: Arc<Image>) {
+        let Some(run) = self.runs.get_mut(id) else { return };
+        self.bytes += image.size();
+        self.bytes -= run.image.size();
+        (run.image, run.untold_since) = (image, None);
     }
 
     /// `rendered` is what the bodies take that hang on the window's runs. They may be in use for
     /// longer than their run is held, and so they never cost more than half of the window.
-    pub fn evict(&mut self, limits: &Limits, rendered: &AtomicUsize, now: Instant) {
+    pub fn evict(
+        &mut self,
+        limits: &Limits,
+        rendered: &AtomicUsize,
+        waiters: &Waiters,
+        now: Instant,
+    ) {
         while let Some(oldest) = self.transactions.front() {
             let expired = now.saturating_duration_since(oldest.arrived) > limits.age;
             let rendered = rendered.load(Ordering::Relaxed).min(limits.bytes / 2);
             if self.bytes + rendered <= limits.bytes && !expired {
                 break;
             }
-            self.evict_oldest();
+            self.evict_oldest(waiters);
         }
     }
 
-    fn evict_oldest(&mut self) {
+    fn evict_oldest(&mut self, waiters: &Waiters) {
         let Some(oldest) = self.transactions.pop_front() else { return };
         let mut records: Vec<Record> = self.changes.drain(..oldest.changes).collect();
         self.first += oldest.changes as u64;
@@ -264,6 +331,10 @@ impl Window {
             self.bytes -= record.size();
             for topic in &record.topics {
                 self.drop_first_posting(*topic);
+                waiters.lost(*topic, oldest.commit_lsn);
+            }
+            if record.untold {
+                self.untold_evicted = oldest.commit_lsn;
             }
             self.release_run(&record.run);
         }
@@ -287,6 +358,9 @@ impl Window {
         run.changes -= 1;
         if run.changes == 0 {
             self.bytes -= run.image.size();
+            if let Some(since) = run.untold_since {
+                self.untold.remove(&since);
+            }
             self.runs.remove(id);
         }
     }
@@ -318,6 +392,11 @@ impl Window {
         self.rarest(topics)?.back().map(|number| self.record(*number))
     }
 
+    /// Where the changes lie that are found under this.
+    pub fn posting(&self, topic: Topic) -> Option<&VecDeque<u64>> {
+        self.postings.get(&topic)
+    }
+
     /// Where the changes lie that are found under all of these: in the shortest of their lists.
     pub fn rarest(&self, topics: &[Topic]) -> Option<&VecDeque<u64>> {
         let mut rarest: Option<&VecDeque<u64>> = None;
@@ -333,7 +412,8 @@ impl Window {
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         let nothing = self.changes.is_empty() && self.transactions.is_empty();
-        nothing && self.postings.is_empty() && self.runs.is_empty() && self.bytes == 0
+        let nobody = self.runs.is_empty() && self.untold.is_empty();
+        nothing && nobody && self.postings.is_empty() && self.bytes == 0
     }
 
     pub fn record(&self, number: u64) -> &Record {

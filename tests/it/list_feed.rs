@@ -3,10 +3,11 @@
 mod changes;
 mod columns;
 mod leaving;
-mod long;
+pub mod long;
 mod members;
 mod resumed;
 mod scopes;
+mod untold;
 mod window;
 
 use sqlx::PgPool;

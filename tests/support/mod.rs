@@ -1,5 +1,6 @@
 //! What the integration tests stand on.
 
+pub mod balancer;
 pub mod browser;
 pub mod certificate;
 pub mod cluster;

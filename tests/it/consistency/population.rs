@@ -29,7 +29,7 @@ pub async fn populate(pool: &PgPool, environment: &Environment, runs: &[String],
 }
 
 /// A statement that inserts a run at its first version: with any tags, in a batch or in none, new or
-/// of yesterday, sometimes with an output that is stored out of line.
+/// of yesterday, sometimes with tags or an output that are stored out of line.
 pub fn create(environment: &str, run: &str, rng: &mut StdRng) -> String {
     let tags = match rng.random_range(0..4) {
         0 => "NULL".to_owned(),
@@ -37,7 +37,8 @@ pub fn create(environment: &str, run: &str, rng: &mut StdRng) -> String {
         _ => {
             let many = rng.random_range(1..TAGS.len());
             let tags: Vec<&str> = TAGS.choose_multiple(rng, many).copied().collect();
-            format!("'{{{}}}'", tags.join(","))
+            let more = if rng.random_bool(0.3) { MANY_TAGS } else { "'{}'" };
+            format!("'{{{}}}'::text[] || {more}", tags.join(","))
         }
     };
     let batch = match BATCHES.choose(rng).filter(|_| rng.random_bool(0.6)) {
@@ -58,6 +59,9 @@ pub fn create(environment: &str, run: &str, rng: &mut StdRng) -> String {
 
 const LARGE: &str =
     "(SELECT string_agg(md5(i::text || random()), '') FROM generate_series(1, 200) i)";
+
+/// More than fit into a row, so that the stream brings a run's tags when they change and not otherwise.
+const MANY_TAGS: &str = "(SELECT array_agg(md5(i::text || random()) || md5(random()::text)) FROM generate_series(1, 40) i)";
 
 const NEXT: &str = r#"metadata = jsonb_build_object('v', coalesce((metadata::jsonb ->> 'v')::bigint, 0) + 1)::text"#;
 

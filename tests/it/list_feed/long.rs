@@ -11,11 +11,11 @@ use crate::support::feed::{Feed, assert_complete, assert_continued, members, pla
 use crate::support::gateway::{Gateway, Shape};
 use crate::support::runs::{insert_with, set_metadata};
 
-const MANY: usize = 80;
+pub const MANY: usize = 80;
 
 /// Inserts runs `run_00`, `run_01` and so on with tag `a`, together some MiB, each created a second
 /// before the former; every other pair at the same time.
-async fn many(pool: &PgPool, environment: &str) {
+pub async fn many(pool: &PgPool, environment: &str) {
     for i in 0..MANY {
         let created = format!("now() AT TIME ZONE 'utc' - interval '{} s'", i / 2 * 2);
         let blob = "(SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 1200) i)";
@@ -124,6 +124,40 @@ async fn a_part_that_is_not_held_is_a_409_with_a_handle_that_works() {
     assert_eq!(feed.catch_up(&first).await.status, 200);
     gateway.stop().await;
     other.stop().await;
+}
+
+#[tokio::test]
+async fn who_comes_to_another_node_for_each_request_is_sent_away_once_and_gets_the_list_in_one() {
+    let database = fresh_database().await;
+    let (pool, environment) = (&database.pool, database.seeded.production);
+    many(pool, environment.id).await;
+    let nodes = [
+        Gateway::start(&database.url, &[]).await,
+        Gateway::start(&database.url, &["--slot=long_node"]).await,
+    ];
+    for first in [0, 1] {
+        let path = format!("{RUNS}?tags=a");
+        let feeds =
+            [0, 1].map(|n| Feed::new(&nodes[(first + n) % 2], &path, environment.secret_key));
+        let begun = feeds[0].open().await;
+        assert_continued(&begun);
+        let gone = feeds[1].catch_up(&begun).await;
+        let again = feeds[0].reopen(&gone).await;
+        assert_complete(&again, false);
+        assert_eq!(members(&again).len(), MANY);
+        assert!(!again.headers.contains_key("x-runwire-truncated"));
+        // It goes on as any other, on either node.
+        set_metadata(pool, "run_07", first as i64 + 1).await;
+        let changed = feeds[1].live(&again).await;
+        assert_eq!(told(&changed).len(), 1, "{}", changed.text);
+        assert_eq!(feeds[0].catch_up(&changed).await.status, 200);
+        // Who begins anew later gets parts again, as they are less at once.
+        let later = feeds[0].anew().await;
+        assert_continued(&later);
+    }
+    for node in nodes {
+        node.stop().await;
+    }
 }
 
 async fn aged(pool: &PgPool, environment: &str, run: &str, seconds: u32) {

@@ -1,9 +1,13 @@
 //! The Electric clients on raw lists: what is sent of a run when, and resuming.
 
+use std::collections::BTreeSet;
+
 use runwire::server::Settings;
 use serde_json::{Value, json};
 
 use super::electric::{next_batch, place, rows};
+use crate::list_feed::long::{MANY, many};
+use crate::support::balancer::Balancer;
 use crate::support::cluster::fresh_database;
 use crate::support::gateway::{Gateway, settings};
 use crate::support::npm::Client;
@@ -87,4 +91,46 @@ async fn electric_1_0_14_resumes_a_list_that_a_run_came_into() {
 async fn electric_1_5_28_resumes_a_batch_that_a_run_came_into() {
     let feed = format!("/realtime/v1/batches/batch_{BATCH}");
     resumes("electric-1.5.28", &feed, &format!(r#""batchId" = '{BATCH}'"#)).await;
+}
+
+#[tokio::test]
+async fn electric_clients_load_a_long_list_through_a_balancer_without_stickiness() {
+    let database = fresh_database().await;
+    let (environment, pool) = (database.seeded.production, &database.pool);
+    many(pool, environment.id).await;
+    let here = Gateway::start(&database.url, &[]).await;
+    let other = Gateway::start(&database.url, &["--slot=other_node"]).await;
+    let balancer = Balancer::start(&[&here.url, &other.url]).await;
+    let target = balancer.target(environment.secret_key);
+    for (nth, electric) in ["electric-1.0.14", "electric-1.5.28"].into_iter().enumerate() {
+        let mut client =
+            Client::electric(electric, &target, "/realtime/v1/runs?tags=a", None).await;
+        let (mut asked, mut held) = (Vec::new(), BTreeSet::new());
+        loop {
+            let batch = next_batch(&mut client, &mut asked).await;
+            assert!(asked.len() <= 5, "{electric}: {asked:?}");
+            let messages = batch["messages"].as_array().unwrap();
+            if messages.iter().any(|message| message["headers"]["control"] == "must-refetch") {
+                held.clear();
+            }
+            for (operation, row) in rows(&batch) {
+                assert_eq!(operation, "insert", "{electric}");
+                let id = row["id"].as_str().unwrap().to_owned();
+                assert!(held.insert(id), "{electric}: twice {row}");
+            }
+            if batch["upToDate"] == true {
+                break;
+            }
+        }
+        assert_eq!(held.len(), MANY, "{electric}");
+        let sent_away = asked.iter().filter(|(status, ..)| *status == 409).count();
+        assert!(sent_away <= 1, "{electric}: {asked:?}");
+        set_metadata(pool, "run_07", nth as i64 + 1).await;
+        let batch = next_batch(&mut client, &mut asked).await;
+        let (_, id, _) = one(&batch);
+        assert_eq!(id, "07", "{electric}");
+    }
+    drop(balancer);
+    here.stop().await;
+    other.stop().await;
 }
