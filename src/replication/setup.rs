@@ -74,9 +74,11 @@ pub(super) async fn prepare(settings: &Settings) -> Result<ServerFacts, SetupErr
         [("RUNWIRE_SLOT", &settings.slot), ("RUNWIRE_PUBLICATION", &settings.publication)]
     {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        if name.is_empty() || name.len() > 48 || !name.chars().all(plain) {
+        // The replication protocol takes no name that begins with a digit, unless it is quoted.
+        let digit_first = name.starts_with(|c: char| c.is_ascii_digit());
+        if name.is_empty() || name.len() > 48 || digit_first || !name.chars().all(plain) {
             return Err(wrong(format!(
-                "{what}: {name:?} must be 1 to 48 lower-case letters, digits and underscores"
+                "{what}: {name:?} must be 1 to 48 lower-case letters, digits and underscores, the first no digit"
             )));
         }
     }

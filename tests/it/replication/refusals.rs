@@ -35,6 +35,7 @@ async fn a_setting_that_is_missing_or_wrong_is_named() {
         (&["--database-url", good, "--direct-url=x"], "DIRECT_URL: is not a URL"),
         (&["--database-url", good, "--replication-url=x"], "RUNWIRE_REPLICATION_URL: is not a URL"),
         (&["--database-url", good, "--slot=Not a name"], "RUNWIRE_SLOT: \"Not a name\" must be"),
+        (&["--database-url", good, "--slot=2nd"], "RUNWIRE_SLOT: \"2nd\" must be"),
         (&["--database-url", good, "--publication="], "RUNWIRE_PUBLICATION: \"\" must be"),
     ] {
         let complaint = refusal(arguments).await;
