@@ -109,6 +109,8 @@ async fn measure(command: &Command, bench: &Bench, report: &mut Report) -> Resul
         Command::Idle(idle) => idle.run(bench, report).await,
         Command::Updates(updates) => updates.run(bench, report).await,
         Command::Polls(polls) => polls.run(bench, report).await,
+        Command::Door(door) => door.run(bench, report).await,
+        Command::Flood(flood) => flood.run(bench, report).await,
         Command::Lone(lone) => lone.run(bench, report).await,
         Command::Aborts(aborts) => aborts.run(bench, report).await,
         Command::Index(index) => index.run(bench, report),

@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bare_server;
 use crate::scenarios::{
-    aborts, backlog, cold, deliveries, idle, index, intake, lone, polls, updates, walsender,
+    aborts, backlog, cold, deliveries, door, flood, idle, index, intake, lone, polls, updates,
+    walsender,
 };
 
 /// Measures Runwire beside a bare hyper server, on loopback, with a throw-away Postgres.
@@ -38,6 +39,10 @@ pub enum Command {
     Updates(updates::Updates),
     /// Catch-up polls with public tokens in a closed loop: how many a core answers
     Polls(polls::Polls),
+    /// The same polls by callers who are known, new, and refused: what the door costs
+    Door(door::Door),
+    /// Garbage tokens, 100,000 a minute: what others and the database notice
+    Flood(flood::Flood),
     /// A lone subscriber of a run, with and without a crowd on a busy tag
     Lone(lone::Lone),
     /// Held polls given up by their clients: what stays behind
@@ -86,7 +91,7 @@ pub struct Common {
 }
 
 /// What `all` runs. Where a line says `--repeat`, it is not repeated more often than that.
-pub const ALL: [&str; 19] = [
+pub const ALL: [&str; 21] = [
     "walsender",
     "fanout --subscribers 1,100,1000 --updates 60",
     "fanout --subscribers 10000",
@@ -100,6 +105,8 @@ pub const ALL: [&str; 19] = [
     "idle --http1 0 --repeat 1",
     "updates --repeat 2",
     "polls",
+    "door",
+    "flood --repeat 2",
     "lone --seconds 15 --repeat 2",
     "aborts --repeat 1",
     "aborts --streams 200 --cycles 20000 --repeat 1",

@@ -5,6 +5,8 @@ pub mod backlog;
 pub mod cold;
 mod comparison;
 pub mod deliveries;
+pub mod door;
+pub mod flood;
 pub mod idle;
 pub mod index;
 pub mod intake;
