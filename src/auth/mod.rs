@@ -4,17 +4,24 @@
 //! (`runs-and-auth.md` 12). The resource then asks the caller's [`Ability`] whether its scopes grant
 //! what the request touches (13).
 
+mod barrier;
 mod credential;
 mod door;
-mod environments;
+mod facts;
+mod grants;
+mod judge;
+mod keyring;
+mod lookup;
+mod meet;
 mod memory;
 mod refusal;
 mod registry;
 mod scope;
 mod token;
-mod verdict;
+mod upkeep;
 
 pub use door::{Door, Settings};
+pub use grants::Caller;
 pub use refusal::Refusal;
 pub use scope::{Ability, Resource, Scope};
-pub use verdict::Caller;
+pub use token::TokenRules;

@@ -1,6 +1,6 @@
 //! The way to the database, with its limits.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use sqlx::PgPool;
 use tokio::{sync::Semaphore, time::timeout};
@@ -8,10 +8,11 @@ use tokio::{sync::Semaphore, time::timeout};
 use super::refusal::Refusal;
 
 /// The database behind the door, and how hard it may be leant on.
+#[derive(Clone)]
 pub(super) struct Registry {
     pub pool: PgPool,
-    turns: Semaphore,
-    places: Semaphore,
+    turns: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     deadline: Duration,
 }
 
@@ -19,7 +20,8 @@ impl Registry {
     /// At most `at_once` look-ups run and `waiting` more wait; each has until `deadline`.
     pub fn new(pool: PgPool, at_once: usize, waiting: usize, deadline: Duration) -> Self {
         let places = Semaphore::new(at_once.saturating_add(waiting).min(Semaphore::MAX_PERMITS));
-        Self { pool, turns: Semaphore::new(at_once), places, deadline }
+        let turns = Arc::new(Semaphore::new(at_once));
+        Self { pool, turns, places: Arc::new(places), deadline }
     }
 
     /// Runs one look-up in its turn. Whatever goes wrong is ours, not the credential's.

@@ -85,6 +85,8 @@ pub enum Outcome {
     Forbidden,
     /// Not now: the stream or the database is not there, or too much is asked at once.
     Unavailable,
+    /// The lease that came with the request is over.
+    Over,
 }
 
 /// A body and what goes with it.
@@ -149,6 +151,11 @@ impl Feeds {
             }
         };
         tokio::join!(self.feed.waiters.run_rounds(), tell);
+    }
+
+    /// Ends what waits with a lease that is over.
+    pub fn end_leases(&self) {
+        self.feed.waiters.wake_ended();
     }
 
     /// The internal id of a batch. One that was just created is waited for.

@@ -15,6 +15,7 @@ use super::news::{News, Reading, STRETCH};
 use super::pace;
 use super::position::Position;
 use super::waiters::Waiter;
+use crate::lease::Lease;
 use crate::postgres::Lsn;
 use crate::runs::columns::Column;
 use crate::runs::created::timestamp_text;
@@ -32,6 +33,8 @@ pub struct Poll {
     pub hold_until: Option<Instant>,
     /// The shortest time between two answers that something changed.
     pub throttle: Duration,
+    /// Nothing is told once this is over.
+    pub lease: Lease,
 }
 
 /// A client's place in its feed, followed from answer to answer.
@@ -53,6 +56,8 @@ pub enum Next {
     TooOld,
     /// The database is needed and does not answer.
     Unavailable,
+    /// The lease is over.
+    Over,
 }
 
 /// News that are ready to be sent.
@@ -104,6 +109,7 @@ impl Feeds {
             Next::Nothing => (Body::up_to_date(), None),
             Next::TooOld => return self.refetch(&poll.view, &poll.handle, poll.after),
             Next::Unavailable => return Outcome::Unavailable,
+            Next::Over => return Outcome::Over,
         };
         // What is seen here is never below what the client has.
         let offset = subscription.seen();
@@ -131,7 +137,8 @@ impl Feeds {
         }
         let floor = handle.floor.map(|floor| self.floor_to_follow(floor)).unwrap_or_default();
         let filter = self.filter(&poll.view.feed, floor);
-        let waiter = self.feed.waiters.join(self.feed.quietest(&filter));
+        let topic = self.feed.quietest(&filter);
+        let waiter = self.feed.waiters.join(topic, poll.lease.clone());
         if !self.is_reachable(poll.after).await {
             return None;
         }
@@ -168,6 +175,9 @@ impl Subscription {
         loop {
             let wakes = self.waiter.wakes();
             let woken = self.waiter.woken();
+            if self.waiter.is_over() {
+                return Next::Over;
+            }
             let (mut due, mut folds) = (None, false);
             match Box::pin(self.follow.look(&self.feeds, quiet)).await {
                 Look::TooOld => return Next::TooOld,

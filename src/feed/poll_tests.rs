@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{Handle, Horizon};
+use crate::lease::Lease;
 use super::position::Position;
 use super::window::Limits;
 use super::{Answer, Feed, FeedKey, FeedSettings, Feeds, Outcome, Poll, View};
@@ -59,6 +60,7 @@ pub fn poll(horizon: Option<Horizon>, hold: Duration) -> Poll {
         after: Position::before(Lsn(50)),
         hold_until: Some(Instant::now() + hold),
         throttle: Duration::ZERO,
+        lease: Lease::default(),
     }
 }
 

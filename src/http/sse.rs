@@ -36,6 +36,7 @@ pub(super) async fn stream(
     let mut next = match subscription.next(&poll.view, poll.throttle, None).await {
         Next::TooOld => return refetch(),
         Next::Unavailable => return Err(Outcome::Unavailable),
+        Next::Over => return Err(Outcome::Over),
         next => next,
     };
     let life = app.sse_life.mul_f64(rand::random_range(0.85..1.15));
@@ -63,7 +64,7 @@ pub(super) async fn stream(
                 }
                 Next::Nothing => yield Ok(comment()),
                 // The client comes back from its last offset, and is told then.
-                Next::TooOld | Next::Unavailable => return,
+                Next::TooOld | Next::Unavailable | Next::Over => return,
             }
             let until = end.min(Instant::now() + keep_alive);
             next = subscription.next(&poll.view, poll.throttle, Some(until)).await;

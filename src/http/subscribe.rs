@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use super::error::HttpError;
 use super::shape::{self, ShapeQuery, ShapeRequest};
 use super::{App, Kind, batches, cors, runs, sse};
-use crate::auth::{Ability, Caller, Resource};
+use crate::auth::{Ability, Caller, Refusal, Resource};
 use crate::feed::{Facts, FeedKey, Open, Outcome, Poll, Runs, View};
+use crate::lease::Lease;
 use crate::runs::columns::ColumnSet;
 
 /// The API version from which on clients know every status.
@@ -34,6 +35,7 @@ pub(super) struct Subscriber<'a> {
 pub(super) struct Asked {
     shape: ShapeRequest,
     work: Work,
+    lease: Lease,
 }
 
 enum Work {
@@ -74,13 +76,15 @@ impl<'a> Subscriber<'a> {
         let throttle = self.throttle(app);
         let view = View { feed, columns, old_statuses: self.old_statuses };
         let handle = self.query.handle.map(Cow::into_owned);
+        let lease = self.caller.lease.clone();
         let offset = self.query.offset.as_deref().unwrap_or("-1");
         let work = match handle {
             Some(handle) if follows => {
                 // What is no offset of ours lies before everything that is held, and is answered by
                 // a 409.
                 let after = offset.parse().unwrap_or_default();
-                let poll = Poll { view, handle, after, hold_until, throttle };
+                let lease = lease.clone();
+                let poll = Poll { view, handle, after, hold_until, throttle, lease };
                 if self.query.live && self.query.sse {
                     Work::Stream(poll, self.caller.expires_at)
                 } else {
@@ -101,7 +105,7 @@ impl<'a> Subscriber<'a> {
                 }
             }
         };
-        Asked { shape, work }
+        Asked { shape, work, lease }
     }
 
     /// The token's claim wins over the query, and the query over the environment's default.
@@ -174,7 +178,7 @@ impl Reply {
 
     /// Does what was asked and answers.
     async fn serve(self, app: Arc<App>, asked: Asked) -> Response<Body> {
-        let Asked { shape, work } = asked;
+        let Asked { shape, work, lease } = asked;
         let outcome = match work {
             Work::OpenRun { open, run, ability } => {
                 let opens = |facts: &Facts| may_read_run(&ability, &run, facts);
@@ -195,6 +199,9 @@ impl Reply {
                 outcome
             }
         };
+        if lease.over().is_some() {
+            return self.refuse(&over(&lease));
+        }
         match outcome {
             Outcome::Answer(answer) => {
                 if let Some(committed_at) = answer.committed_at {
@@ -207,8 +214,14 @@ impl Reply {
             Outcome::NotFound => self.refuse(&HttpError::NotFound { retry: false }),
             Outcome::Forbidden => self.refuse(&HttpError::Forbidden),
             Outcome::Unavailable => self.refuse(&HttpError::Unavailable),
+            Outcome::Over => self.refuse(&over(&lease)),
         }
     }
+}
+
+/// What the credential is told now that opened this. One that merely means something else asks anew.
+fn over(lease: &Lease) -> HttpError {
+    Refusal::of(lease).map_or(HttpError::Unavailable, HttpError::Refused)
 }
 
 /// `runs-and-auth.md`, 13.1: a run may be named by itself, its task, its tags or its batch.
