@@ -17,11 +17,14 @@ use tokio::{
 };
 
 use super::{keyring::Keyring, lookup};
+use crate::postgres::Lsn;
 
 /// At most so often the database is asked.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// For how long the stream is waited for. One that is later than this is no help.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(1_500);
+/// What is flushed at its commit has come after this.
+const SHORTLY: Duration = Duration::from_millis(50);
 /// How often it is looked whether it has come.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -49,7 +52,7 @@ impl Barrier {
         // A round that has begun may have asked too early.
         let round = self.begun.load(Ordering::Acquire) + 1;
         self.wanted.notify_one();
-        let passed = timeout(3 * PATIENCE, ended.wait_for(|(ended, _)| *ended >= round));
+        let passed = timeout(2 * PATIENCE, ended.wait_for(|(ended, _)| *ended >= round));
         matches!(passed.await, Ok(Ok(seen)) if seen.1)
     }
 
@@ -67,9 +70,37 @@ impl Barrier {
 }
 
 async fn passed(pool: &PgPool, keyring: &Keyring) -> bool {
-    let Ok(end) = lookup::log_end(pool).await else { return false };
+    match lookup::log_end(pool).await {
+        Ok(end) => stream_passes(pool, keyring, end).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Waits until the stream has brought all that was visible while the log ended at `end`. Gives a
+/// position that all of this commits below; `end` itself, or a lower one.
+///
+/// The stream brings what is flushed. A transaction that is still open may leave its records unflushed
+/// for long where nothing else is written; what had committed is flushed soon.
+pub(super) async fn stream_passes(
+    pool: &PgPool,
+    keyring: &Keyring,
+    mut end: Lsn,
+) -> Result<Lsn, sqlx::Error> {
+    let began = Instant::now();
+    let mut flushed_after = None;
     while keyring.head() < end {
         sleep(LOOK).await;
+        if began.elapsed() < SHORTLY {
+            continue;
+        }
+        let delay = match flushed_after {
+            Some(delay) => delay,
+            None => *flushed_after.insert(lookup::flush_delay(pool).await?),
+        };
+        if began.elapsed() > delay + SHORTLY {
+            end = end.min(lookup::flushed_end(pool).await?);
+            flushed_after = Some(Duration::MAX / 2);
+        }
     }
-    true
+    Ok(end)
 }

@@ -213,7 +213,7 @@ impl Door {
             return;
         }
         concerns.dedup();
-        self.0.generation.fetch_add(1, Ordering::AcqRel);
+        self.0.void_readings();
         self.0.judge_again(&concerns);
     }
 
@@ -244,7 +244,7 @@ impl Door {
     /// after this call, and what is open is looked at again.
     pub fn forget_all(&self) {
         self.0.keyring.distrust();
-        self.0.generation.fetch_add(1, Ordering::AcqRel);
+        self.0.void_readings();
         self.0.judge_again(&[super::facts::Concern::All]);
     }
 }
@@ -258,6 +258,11 @@ impl Inner {
     /// How long facts are believed that nobody has looked at again.
     pub fn believed_for(&self) -> Duration {
         if self.is_current() { self.settings.confirmed_for } else { self.settings.accepted_for }
+    }
+
+    /// Voids what was read of the database before now, and what was refused.
+    pub fn void_readings(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     pub fn judge_again(&self, concerns: &[super::facts::Concern]) {

@@ -267,7 +267,11 @@ impl Keyring {
         while let Some(Recent { shown: Some((by, at)), .. }) = state.recent.front()
             && now.duration_since(*at) >= REMEMBERED
         {
-            state.required = Some(Arc::clone(by));
+            // One that committed later may have been shown earlier.
+            let by = Arc::clone(by);
+            if state.required.as_ref().is_none_or(|required| by.includes(required)) {
+                state.required = Some(by);
+            }
             state.recent.pop_front();
         }
         if state.crowd.is_some_and(|xid| has_ended(snapshot, xid)) {

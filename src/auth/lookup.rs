@@ -1,5 +1,7 @@
 //! Reading facts from the database: those behind a few credentials in one statement, or all.
 
+use std::time::Duration;
+
 use futures_util::TryStreamExt as _;
 use sqlx::{PgPool, Row as _, postgres::PgRow};
 
@@ -142,8 +144,24 @@ pub(super) async fn read_all(
 
 /// Where the server's log ends now, whatever of it is flushed.
 pub(super) async fn log_end(pool: &PgPool) -> Result<Lsn, sqlx::Error> {
-    let end: String =
-        sqlx::query_scalar("SELECT pg_current_wal_insert_lsn()::text").fetch_one(pool).await?;
+    position(pool, "SELECT pg_current_wal_insert_lsn()::text").await
+}
+
+/// Where the flushed part of the server's log ends now.
+pub(super) async fn flushed_end(pool: &PgPool) -> Result<Lsn, sqlx::Error> {
+    position(pool, "SELECT pg_current_wal_flush_lsn()::text").await
+}
+
+/// How long a commit may be visible before it is flushed, with `synchronous_commit=off`: three times
+/// the writer's delay, as Postgres promises.
+pub(super) async fn flush_delay(pool: &PgPool) -> Result<Duration, sqlx::Error> {
+    let sql = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_writer_delay'";
+    let millis: i64 = sqlx::query_scalar(sql).fetch_one(pool).await?;
+    Ok(Duration::from_millis(3 * millis.unsigned_abs()))
+}
+
+async fn position(pool: &PgPool, sql: &'static str) -> Result<Lsn, sqlx::Error> {
+    let end: String = sqlx::query_scalar(sql).fetch_one(pool).await?;
     end.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 

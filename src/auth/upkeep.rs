@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
+    barrier::stream_passes,
     door::{Door, Inner},
     facts::Concern,
     grants::Grant,
@@ -84,7 +85,7 @@ impl Inner {
     async fn load(&self) -> Result<(), Option<TooLarge>> {
         let restarts = self.keyring.restarts();
         let read = lookup::read_all(&self.registry.pool, self.settings.key_bytes);
-        let reading = match timeout(LOAD_LIMIT, read).await {
+        let mut reading = match timeout(LOAD_LIMIT, read).await {
             Ok(Ok(Some(reading))) => reading,
             Ok(Ok(None)) => return Err(Some(TooLarge)),
             Ok(Err(error)) => {
@@ -94,12 +95,10 @@ impl Inner {
             }
             Err(_) => return Err(None),
         };
-        let began = Instant::now();
-        while self.keyring.head() < reading.end {
-            if began.elapsed() > JOIN_LIMIT || !self.is_current() {
-                return Err(None);
-            }
-            sleep(Duration::from_millis(2)).await;
+        let passes = stream_passes(&self.registry.pool, &self.keyring, reading.end);
+        match timeout(JOIN_LIMIT, passes).await {
+            Ok(Ok(end)) => reading.end = end,
+            _ => return Err(None),
         }
         let rows = reading.facts.rows();
         if !self.keyring.join(reading, restarts) {
@@ -157,13 +156,14 @@ impl Inner {
         let began = self.clock.now();
         let read = lookup::read(&self.registry.pool, subjects);
         let Ok(reading) = self.registry.ask(read).await else { return false };
-        let mut faults = 0;
+        let (mut faults, mut any_ended) = (0, false);
         self.keyring.look(|state| {
             for grant in grants {
                 if !state.admits(&reading, &grant.concerns()) {
                     continue;
                 }
                 let ended = self.grants.confirm(grant, &reading.facts, &self.rules, began);
+                any_ended |= ended;
                 // Where the stream has passed all that the query saw, memory must say the same.
                 let now = millis(std::time::SystemTime::now());
                 let believed = state
@@ -174,6 +174,10 @@ impl Inner {
                 }
             }
         });
+        if any_ended {
+            // What was read before must not let it in again.
+            self.void_readings();
+        }
         if faults > 0 {
             tracing::error!(faults, "the keys in memory are not those of the database: loading anew");
             self.keyring.distrust();

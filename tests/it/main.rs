@@ -12,6 +12,7 @@ mod dev_command;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
+mod door;
 mod list_feed;
 mod live;
 mod network;
