@@ -310,7 +310,10 @@ impl Ticker {
         let published = missing.is_none();
         metrics::gauge!(telemetry::KEYS_PUBLISHED).set(if published { 1.0 } else { 0.0 });
         let advice = missing.map(|missing| {
-            format!("revoked keys are noticed after 5 s only, until their tables are published: {}", missing.remedy)
+            format!(
+                "revoked keys are noticed after 5 s only, until their tables are published: {}",
+                missing.remedy
+            )
         });
         if self.readiness.advise(advice.clone()) {
             // What came in between is not known.

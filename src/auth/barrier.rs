@@ -40,7 +40,11 @@ pub(super) struct Barrier {
 
 impl Default for Barrier {
     fn default() -> Self {
-        Self { begun: AtomicU64::new(0), wanted: Notify::new(), ended: watch::Sender::new((0, false)) }
+        Self {
+            begun: AtomicU64::new(0),
+            wanted: Notify::new(),
+            ended: watch::Sender::new((0, false)),
+        }
     }
 }
 

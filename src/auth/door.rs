@@ -18,11 +18,12 @@ use tokio::sync::{Notify, Semaphore};
 use super::{
     barrier::Barrier,
     credential::{Credential, CredentialError, Fingerprint},
-    grants::{Caller, Clock, Grant, Grants},
+    facts::Concern,
+    grants::{Caller, Clock, Grant, Grants, Patience},
     judge::{Rules, millis},
     keyring::Keyring,
     lookup::Reading,
-    memory::{Generation, Memory, Retention},
+    memory::{Generation, Memory},
     refusal::Refusal,
     registry::Registry,
     token::TokenRules,
@@ -119,12 +120,12 @@ impl Door {
     /// and the stream is current, credentials are looked up.
     pub fn new(pool: PgPool, settings: Settings) -> Self {
         let generation = Generation::new(AtomicU64::new(0));
-        let retention = Retention {
-            accepted_for: settings.accepted_for,
-            refused_for: settings.refused_for,
-            accepted_bytes: settings.accepted_bytes / 4,
-            refused_entries: settings.refused_entries,
-        };
+        let readings = Memory::new(
+            generation.clone(),
+            settings.accepted_for,
+            settings.accepted_bytes / 4,
+            |reading: &Arc<Reading>| 256 + reading.facts.bytes(),
+        );
         let known = Cache::builder()
             .weigher(|_, grant: &Arc<Grant>| u32::try_from(grant.weight()).unwrap_or(u32::MAX))
             .max_capacity(settings.accepted_bytes)
@@ -155,7 +156,7 @@ impl Door {
             grants: Grants::default(),
             known,
             refused,
-            readings: Memory::new(generation.clone(), retention, |r| 256 + r.facts.bytes()),
+            readings,
             generation,
             barrier: Barrier::default(),
             places: Semaphore::new(settings.lookups_waiting),
@@ -245,7 +246,7 @@ impl Door {
     pub fn forget_all(&self) {
         self.0.keyring.distrust();
         self.0.void_readings();
-        self.0.judge_again(&[super::facts::Concern::All]);
+        self.0.judge_again(&[Concern::All]);
     }
 }
 
@@ -265,10 +266,12 @@ impl Inner {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    pub fn judge_again(&self, concerns: &[super::facts::Concern]) {
+    pub fn judge_again(&self, concerns: &[Concern]) {
         // Who is let in meanwhile waits for the lock or is found.
+        let patience =
+            Patience { told: self.settings.confirmed_for, untold: self.settings.accepted_for };
         self.keyring.look(|state| {
-            self.grants.judge_again(concerns, state.complete(), &self.rules);
+            self.grants.judge_again(concerns, state.complete(), &self.rules, &patience);
         });
     }
 }

@@ -18,9 +18,21 @@ pub(super) enum Concern {
     Environment(Arc<str>),
     /// All environments of this project.
     Project(Arc<str>),
-    /// Everything.
+    /// Everything, one way or another.
     All,
+    /// Perhaps everything: what has changed is not known.
+    Lost,
 }
+
+impl Concern {
+    /// Whether it is not about single rows.
+    pub fn is_everything(&self) -> bool {
+        matches!(self, Self::All | Self::Lost)
+    }
+}
+
+/// Rows by what they are called within something else.
+type Names = HashMap<Box<str>, Vec<Arc<str>>>;
 
 /// The rows, each table by id, and the ways to find them.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +45,7 @@ pub(super) struct Facts {
     /// The environment of a root key. It is unique.
     by_key: HashMap<KeyDigest, Arc<str>>,
     /// An environment's branches by name; archived ones may share theirs.
-    branches: HashMap<Arc<str>, HashMap<Box<str>, Vec<Arc<str>>>>,
+    branches: HashMap<Arc<str>, Names>,
     rotated_by_key: HashMap<KeyDigest, Vec<Arc<str>>>,
     rotated_of: HashMap<Arc<str>, Vec<Arc<str>>>,
     by_hash: HashMap<KeyDigest, Arc<str>>,
@@ -153,7 +165,7 @@ impl Facts {
                     concerns.push(Concern::All);
                 }
             }
-            KeyChange::Lost => concerns.push(Concern::All),
+            KeyChange::Lost => concerns.push(Concern::Lost),
         }
     }
 

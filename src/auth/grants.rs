@@ -73,6 +73,13 @@ impl Clock {
     }
 }
 
+/// For how long facts are believed while the stream tells of changes, and while it does not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    pub told: Duration,
+    pub untold: Duration,
+}
+
 /// What a grant is made of.
 pub(super) struct Prospect {
     pub basis: Basis,
@@ -144,15 +151,21 @@ impl Grant {
     pub fn is_due(&self, within: Duration) -> bool {
         let (now, within) = (self.clock.now(), within.as_millis() as u64);
         let confirmed = self.confirmed.load(Ordering::Acquire);
-        let of_use = || {
-            self.caller.lease.is_held() || now < self.used.load(Ordering::Relaxed) + within
-        };
+        let of_use =
+            || self.caller.lease.is_held() || now < self.used.load(Ordering::Relaxed) + within;
         self.is_open() && (confirmed == 0 || now > confirmed + within / 2) && of_use()
     }
 
     /// Its facts are no longer known to hold.
-    pub fn doubt(&self) {
+    fn doubt(&self) {
         self.confirmed.store(0, Ordering::Release);
+    }
+
+    /// Something may have been missed: it is believed as when the stream does not tell of changes.
+    fn believe_for(&self, patience: &Patience) {
+        let longer = patience.told.saturating_sub(patience.untold).as_millis() as u64;
+        let aged = self.clock.now().saturating_sub(longer).max(1);
+        self.confirmed.fetch_min(aged, Ordering::AcqRel);
     }
 
     /// Judges it again. Facts of a reading are as of when that began; those of the stream leave its
@@ -236,7 +249,7 @@ impl Grants {
 
     fn of(&self, concern: &Concern) -> Vec<Arc<Grant>> {
         match concern {
-            Concern::All => self.all(),
+            Concern::All | Concern::Lost => self.all(),
             concern => self.by_concern.get(concern).map(|list| list.clone()).unwrap_or_default(),
         }
     }
@@ -254,13 +267,22 @@ impl Grants {
     }
 
     /// Judges what the concerns touch. Without facts it is in doubt, until a query has told.
-    pub fn judge_again(&self, concerns: &[Concern], facts: Option<&Facts>, rules: &Rules) {
+    pub fn judge_again(
+        &self,
+        concerns: &[Concern],
+        facts: Option<&Facts>,
+        rules: &Rules,
+        patience: &Patience,
+    ) {
         let now = super::judge::millis(SystemTime::now());
         let mut ended = false;
         for concern in concerns {
             for grant in self.of(concern) {
                 let Some(facts) = facts else {
-                    grant.doubt();
+                    match concern {
+                        Concern::Lost => grant.believe_for(patience),
+                        _ => grant.doubt(),
+                    }
                     self.doubted.notify_one();
                     continue;
                 };

@@ -206,8 +206,6 @@ pub(super) fn verify(
             let signed_by = *keys[claims.key_index].digest();
             Ok(Verified { basis: Basis::Token { subject: subject.into(), signed_by }, claims })
         }
-        Err(error) => {
-            Err((Refusal::PublicAccessTokenIsInvalid, error == TokenError::Signature))
-        }
+        Err(error) => Err((Refusal::PublicAccessTokenIsInvalid, error == TokenError::Signature)),
     }
 }

@@ -80,7 +80,7 @@ impl State {
     pub fn admits(&self, reading: &Reading, concerns: &[Concern]) -> bool {
         self.shows_forgotten(&reading.snapshot)
             && self.recent.iter().all(|recent| {
-                let touches = |c: &Concern| *c == Concern::All || concerns.contains(c);
+                let touches = |c: &Concern| c.is_everything() || concerns.contains(c);
                 recent.is_shown_by(&reading.snapshot, reading.end)
                     || !recent.concerns.iter().any(touches)
             })
@@ -156,8 +156,7 @@ impl Keyring {
     pub fn apply(&self, event: &Event) -> Vec<Concern> {
         match event {
             Event::Tx(tx) => {
-                let matters =
-                    |change: &Change| matches!(change, Change::Key(_) | Change::TooLarge);
+                let matters = |change: &Change| matches!(change, Change::Key(_) | Change::TooLarge);
                 let concerns =
                     if tx.changes.iter().any(matters) { self.commit(tx) } else { Vec::new() };
                 self.head.store(tx.end_lsn.0, Ordering::Release);
@@ -175,7 +174,7 @@ impl Keyring {
                 state.required = reset.past.clone().map(Arc::new);
                 drop(state);
                 self.head.store(reset.floor.0, Ordering::Release);
-                vec![Concern::All]
+                vec![Concern::Lost]
             }
             Event::Resumed { .. } => {
                 // After a crash ids are given out again, and no snapshot may ever show as many. What
@@ -201,7 +200,7 @@ impl Keyring {
         for change in &changes {
             if *change == KeyChange::Lost {
                 state.restart();
-                concerns.push(Concern::All);
+                concerns.push(Concern::Lost);
             } else if state.complete {
                 state.facts.apply(change.clone(), true, &mut concerns);
             } else {

@@ -28,12 +28,12 @@ fn row(table: u8, id: &str, version: u8) -> KeyRow {
             kind: EnvironmentType::Preview,
             key: SigningKey::new(key(&id, version)),
             project: other.clone(),
-            parent: (version % 2 == 0).then_some(other),
-            branch: (version % 3 > 0).then(|| "branch".into()),
-            archived: version % 5 == 0,
+            parent: (version.is_multiple_of(2)).then_some(other),
+            branch: (!version.is_multiple_of(3)).then(|| "branch".into()),
+            archived: version.is_multiple_of(5),
             id,
         }),
-        1 => KeyRow::Project(ProjectRow { id, deleted: version % 2 == 0 }),
+        1 => KeyRow::Project(ProjectRow { id, deleted: version.is_multiple_of(2) }),
         2 => KeyRow::Rotated(RotatedKeyRow {
             key: SigningKey::new(key("r", version)),
             environment: other,
@@ -43,8 +43,8 @@ fn row(table: u8, id: &str, version: u8) -> KeyRow {
         _ => KeyRow::Additional(AdditionalKeyRow {
             hash: Some(digest(&key(&id, version))),
             environment: other,
-            scopes: (version % 4 > 0).then(|| vec![version.to_string()].into()),
-            revoked: version % 2 == 0,
+            scopes: (!version.is_multiple_of(4)).then(|| vec![version.to_string()].into()),
+            revoked: version.is_multiple_of(2),
             ends: None,
             id,
         }),
@@ -114,7 +114,8 @@ fn answers(facts: &Facts) -> Vec<String> {
         ));
         for version in 0..VERSIONS {
             let (own, of_rotated) = (digest(&key(id, version)), digest(&key("r", version)));
-            let additional = facts.by_additional_key(&own).map(|row| (&row.id, &row.scopes, row.revoked));
+            let additional =
+                facts.by_additional_key(&own).map(|row| (&row.id, &row.scopes, row.revoked));
             all.push(format!(
                 "{:?} {:?} {additional:?}",
                 facts.by_root_key(&own).map(|row| &row.id),
@@ -159,8 +160,9 @@ impl Model {
     }
 
     fn commit(&mut self, which: usize) {
-        let open: Vec<usize> =
-            (0..self.transactions.len()).filter(|i| self.transactions[*i].committed.is_none()).collect();
+        let open: Vec<usize> = (0..self.transactions.len())
+            .filter(|i| self.transactions[*i].committed.is_none())
+            .collect();
         if let Some(i) = open.get(which % open.len().max(1)) {
             self.log.push(*i);
             self.transactions[*i].committed = Some(Lsn(self.log.len() as u64 * 10));
@@ -393,7 +395,7 @@ fn a_change_that_changes_nothing_that_matters_concerns_nobody() {
 fn what_is_lost_or_begins_anew_is_loaded_anew_and_not_from_before() {
     let keyring = loaded();
     let before = keyring.restarts();
-    assert_eq!(keyring.apply(&tx(10, 10, KeyChange::Lost)), [Concern::All]);
+    assert_eq!(keyring.apply(&tx(10, 10, KeyChange::Lost)), [Concern::Lost]);
     assert!(!keyring.is_complete());
     assert!(!keyring.join(reading("11:11:", 0), before), "it began before");
     assert!(!keyring.join(reading("10:11:10", 0), before + 1), "it does not show what was lost");
@@ -402,7 +404,7 @@ fn what_is_lost_or_begins_anew_is_loaded_anew_and_not_from_before() {
 
     let past = Some("20:22:21".parse().unwrap());
     let reset = Reset { epoch: 1, floor: Lsn(100), server: Lsn(100), past };
-    assert_eq!(keyring.apply(&Event::Reset(reset)), [Concern::All]);
+    assert_eq!(keyring.apply(&Event::Reset(reset)), [Concern::Lost]);
     let restarts = keyring.restarts();
     assert!(!keyring.join(reading("19:22:19", 50), restarts), "it lacks what the slot calls past");
     assert!(keyring.join(reading("22:22:", 50), restarts));

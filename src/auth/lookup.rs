@@ -107,7 +107,8 @@ pub(super) async fn read_all(
     pool: &PgPool,
     max_bytes: usize,
 ) -> Result<Option<Reading>, sqlx::Error> {
-    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '5min'";
+    let begin =
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '5min'";
     let mut transaction = pool.begin_with(begin).await?;
     let place_of = sqlx::query(
         "SELECT NULL, ARRAY[pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text]",

@@ -152,7 +152,9 @@ impl Inner {
                 Err(refusal) => return Err(source.refuse(state, refusal)),
             };
             let grant = Arc::new(match claims {
-                Some(claims) => Grant::new(of_token(basis, standing, claims), self.clock, source.read(self)),
+                Some(claims) => {
+                    Grant::new(of_token(basis, standing, claims), self.clock, source.read(self))
+                }
                 None => Grant::new(of_key(basis, standing), self.clock, source.read(self)),
             });
             if let Source::Reading(reading, _) = source
@@ -181,14 +183,17 @@ impl Inner {
         match verify(token, subject, &keys, &self.rules) {
             Ok(verified) => Ok((verified.basis, verified.claims)),
             Err((refusal, false)) => Err(Turned::Away(refusal, false)),
-            Err((refusal, true)) => {
-                Err(self.keyring.look(|state| source.refuse(state, refusal)))
-            }
+            Err((refusal, true)) => Err(self.keyring.look(|state| source.refuse(state, refusal))),
         }
     }
 
     /// What the database says, shared with whoever else asks for the same.
-    async fn read(&self, question: &Question<'_>, known: bool, within: Duration) -> Kept<Arc<Reading>> {
+    async fn read(
+        &self,
+        question: &Question<'_>,
+        known: bool,
+        within: Duration,
+    ) -> Kept<Arc<Reading>> {
         let (key, subjects) = question.subjects();
         if let Some(kept) = self.readings.recall(&key, within) {
             return kept;

@@ -179,7 +179,10 @@ impl Inner {
             self.void_readings();
         }
         if faults > 0 {
-            tracing::error!(faults, "the keys in memory are not those of the database: loading anew");
+            tracing::error!(
+                faults,
+                "the keys in memory are not those of the database: loading anew"
+            );
             self.keyring.distrust();
             self.judge_again(&[Concern::All]);
         }

@@ -18,6 +18,7 @@ use super::image::{Image, MessageKey, Operation};
 use super::news::RunNews;
 use super::position::Position;
 use super::window::Feed;
+use crate::lease::Lease;
 use crate::postgres::Lsn;
 use crate::runs::columns::{Column, ColumnSet};
 use crate::runs::created::Floor;
@@ -86,7 +87,7 @@ pub enum Outcome {
     /// Not now: the stream or the database is not there, or too much is asked at once.
     Unavailable,
     /// The lease that came with the request is over.
-    Over,
+    Over(Lease),
 }
 
 /// A body and what goes with it.

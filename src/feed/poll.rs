@@ -26,7 +26,7 @@ pub struct Poll {
     /// What the client sees of which feed.
     pub view: View,
     /// The client's handle, as it sent it.
-    pub handle: String,
+    pub handle: Box<str>,
     /// The client's offset.
     pub after: Position,
     /// When to answer that nothing is new; `None` answers at once.
@@ -109,11 +109,11 @@ impl Feeds {
             Next::Nothing => (Body::up_to_date(), None),
             Next::TooOld => return self.refetch(&poll.view, &poll.handle, poll.after),
             Next::Unavailable => return Outcome::Unavailable,
-            Next::Over => return Outcome::Over,
+            Next::Over => return Outcome::Over(poll.lease),
         };
         // What is seen here is never below what the client has.
         let offset = subscription.seen();
-        let handle = poll.handle;
+        let handle = poll.handle.into();
         Outcome::Answer(Answer {
             handle,
             offset,
@@ -189,7 +189,8 @@ impl Subscription {
                     if wait.is_zero() || since.elapsed() >= throttle + fold {
                         drop(woken);
                         if let Some(next) = self.deliver(view, head, news).await {
-                            return next;
+                            // It may have waited for the database.
+                            return if self.waiter.is_over() { Next::Over } else { next };
                         }
                         untold_since = None;
                         continue;

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{Handle, Horizon};
-use crate::lease::Lease;
 use super::position::Position;
 use super::window::Limits;
 use super::{Answer, Feed, FeedKey, FeedSettings, Feeds, Outcome, Poll, View};
+use crate::lease::Lease;
 use crate::postgres::Lsn;
 use crate::replication::change::{Change, Event, Reset};
 use crate::runs::columns::ColumnSet;
@@ -56,7 +56,7 @@ pub fn poll(horizon: Option<Horizon>, hold: Duration) -> Poll {
     handle.horizon = horizon;
     Poll {
         view,
-        handle: handle.encode(),
+        handle: handle.encode().into(),
         after: Position::before(Lsn(50)),
         hold_until: Some(Instant::now() + hold),
         throttle: Duration::ZERO,

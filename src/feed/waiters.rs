@@ -409,7 +409,8 @@ mod tests {
     async fn those_who_leave_in_their_slice_hold_nobody_up() {
         let waiters = Arc::new(Waiters::default());
         let topic = Topics::default().tag("env", "tag");
-        let idle: Vec<Waiter> = (0..2 * SLICE).map(|_| waiters.join(topic, Lease::default())).collect();
+        let idle: Vec<Waiter> =
+            (0..2 * SLICE).map(|_| waiters.join(topic, Lease::default())).collect();
         let mut waits: Vec<_> = idle.iter().map(Waiter::woken).collect();
         for woken in &mut waits {
             assert!(woken.now_or_never().is_none());
@@ -430,7 +431,8 @@ mod tests {
     async fn a_round_waits_for_nobody_who_is_busy_and_they_are_told_when_they_ask() {
         let waiters = Arc::new(Waiters::default());
         let topic = Topics::default().tag("env", "tag");
-        let busy: Vec<Waiter> = (0..2 * SLICE).map(|_| waiters.join(topic, Lease::default())).collect();
+        let busy: Vec<Waiter> =
+            (0..2 * SLICE).map(|_| waiters.join(topic, Lease::default())).collect();
         let waits: Vec<_> = busy.iter().map(Waiter::woken).collect();
         waiters.wake(topic);
         let round = waiters.rounds.queue.lock().pop_front().unwrap();

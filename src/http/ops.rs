@@ -40,9 +40,7 @@ async fn ready(State(ops): State<Ops>) -> impl IntoResponse {
     let advice = advice.unwrap_or_default();
     match ops.readiness.reason() {
         None => (StatusCode::OK, format!("ready\n{advice}")),
-        Some(reason) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n{advice}"))
-        }
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n{advice}")),
     }
 }
 

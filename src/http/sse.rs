@@ -36,7 +36,7 @@ pub(super) async fn stream(
     let mut next = match subscription.next(&poll.view, poll.throttle, None).await {
         Next::TooOld => return refetch(),
         Next::Unavailable => return Err(Outcome::Unavailable),
-        Next::Over => return Err(Outcome::Over),
+        Next::Over => return Err(Outcome::Over(poll.lease)),
         next => next,
     };
     let life = app.sse_life.mul_f64(rand::random_range(0.85..1.15));
@@ -44,7 +44,7 @@ pub(super) async fn stream(
         .map_or(life, |end| end.duration_since(SystemTime::now()).unwrap_or_default().min(life));
     let end = Instant::now() + left;
     let keep_alive = KEEP_ALIVE.min(app.sse_life / 4);
-    let (handle, after) = (poll.handle, poll.after);
+    let (handle, after) = (String::from(poll.handle), poll.after);
     let drain = app.drain.clone();
     let events = async_stream::stream! {
         let _held = Held::begin(&metrics.holds);

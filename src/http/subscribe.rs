@@ -35,12 +35,11 @@ pub(super) struct Subscriber<'a> {
 pub(super) struct Asked {
     shape: ShapeRequest,
     work: Work,
-    lease: Lease,
 }
 
 enum Work {
-    OpenRun { open: Open, run: Arc<str>, ability: Arc<Ability> },
-    OpenList(Open),
+    OpenRun { open: Open, run: Arc<str>, ability: Arc<Ability>, lease: Lease },
+    OpenList(Open, Lease),
     Poll(Poll),
     Stream(Poll, Option<SystemTime>),
 }
@@ -83,7 +82,7 @@ impl<'a> Subscriber<'a> {
                 // What is no offset of ours lies before everything that is held, and is answered by
                 // a 409.
                 let after = offset.parse().unwrap_or_default();
-                let lease = lease.clone();
+                let handle = handle.into_boxed_str();
                 let poll = Poll { view, handle, after, hold_until, throttle, lease };
                 if self.query.live && self.query.sse {
                     Work::Stream(poll, self.caller.expires_at)
@@ -99,13 +98,14 @@ impl<'a> Subscriber<'a> {
                 let open = Open { view, handle, returns: self.query.returns };
                 match run {
                     Some(run) => {
-                        Work::OpenRun { open, run, ability: Arc::clone(&self.caller.ability) }
+                        let ability = Arc::clone(&self.caller.ability);
+                        Work::OpenRun { open, run, ability, lease }
                     }
-                    None => Work::OpenList(open),
+                    None => Work::OpenList(open, lease),
                 }
             }
         };
-        Asked { shape, work, lease }
+        Asked { shape, work }
     }
 
     /// The token's claim wins over the query, and the query over the environment's default.
@@ -178,13 +178,15 @@ impl Reply {
 
     /// Does what was asked and answers.
     async fn serve(self, app: Arc<App>, asked: Asked) -> Response<Body> {
-        let Asked { shape, work, lease } = asked;
+        let Asked { shape, work } = asked;
         let outcome = match work {
-            Work::OpenRun { open, run, ability } => {
+            Work::OpenRun { open, run, ability, lease } => {
                 let opens = |facts: &Facts| may_read_run(&ability, &run, facts);
-                Box::pin(app.feeds.open_run(open, opens)).await
+                unless_over(Box::pin(app.feeds.open_run(open, opens)).await, lease)
             }
-            Work::OpenList(open) => Box::pin(app.feeds.open_list(open)).await,
+            Work::OpenList(open, lease) => {
+                unless_over(Box::pin(app.feeds.open_list(open)).await, lease)
+            }
             Work::Stream(poll, expires_at) => {
                 let (app, metrics) = (Arc::clone(&app), app.metrics.of(self.kind).clone());
                 match Box::pin(sse::stream(app, shape, poll, expires_at, metrics)).await {
@@ -199,9 +201,6 @@ impl Reply {
                 outcome
             }
         };
-        if lease.over().is_some() {
-            return self.refuse(&over(&lease));
-        }
         match outcome {
             Outcome::Answer(answer) => {
                 if let Some(committed_at) = answer.committed_at {
@@ -214,9 +213,14 @@ impl Reply {
             Outcome::NotFound => self.refuse(&HttpError::NotFound { retry: false }),
             Outcome::Forbidden => self.refuse(&HttpError::Forbidden),
             Outcome::Unavailable => self.refuse(&HttpError::Unavailable),
-            Outcome::Over => self.refuse(&over(&lease)),
+            Outcome::Over(lease) => self.refuse(&over(&lease)),
         }
     }
+}
+
+/// An opening may have waited for long.
+fn unless_over(outcome: Outcome, lease: Lease) -> Outcome {
+    if lease.over().is_some() { Outcome::Over(lease) } else { outcome }
 }
 
 /// What the credential is told now that opened this. One that merely means something else asks anew.

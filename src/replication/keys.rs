@@ -340,6 +340,9 @@ mod tests {
                 KeyTable::Additional,
                 &[T("k"), T(&hash), T("e"), T("{}"), Cell::Null, Cell::Null],
             );
-        assert!(!shown.contains("hush") && !shown.contains("abab") && !shown.contains("171"), "{shown}");
+        assert!(
+            !shown.contains("hush") && !shown.contains("abab") && !shown.contains("171"),
+            "{shown}"
+        );
     }
 }

@@ -60,7 +60,9 @@ fn message(tag: u8, oid: u32, tuples: &[Vec<u8>]) -> Bytes {
 fn decoder(columns: &[&str]) -> Decoder {
     let mut decoder = Decoder::default();
     decoder.decode(relation(RUNS, "TaskRun", columns), &mut Vec::new()).unwrap();
-    decoder.decode(relation(KEYS, "Project", &["name", "id", "deletedAt"]), &mut Vec::new()).unwrap();
+    decoder
+        .decode(relation(KEYS, "Project", &["name", "id", "deletedAt"]), &mut Vec::new())
+        .unwrap();
     decoder
 }
 
@@ -138,7 +140,10 @@ fn rows_of_keys_are_read_by_name_under_either_identity() {
     let row = |kind, id: &str, deleted| tuple(kind, &[text("n"), text(id), deleted]);
     let id_alone = |id: &str| tuple(b'K', &[Wire::Null, text(id), Wire::Null]);
     assert_eq!(changes(b'U', &[row(b'N', "p", text("now"))]), ["p true"]);
-    assert_eq!(changes(b'U', &[row(b'O', "p", Wire::Null), row(b'N', "p", text("now"))]), ["p true"]);
+    assert_eq!(
+        changes(b'U', &[row(b'O', "p", Wire::Null), row(b'N', "p", text("now"))]),
+        ["p true"]
+    );
     assert_eq!(
         changes(b'U', &[row(b'O', "p", text("now")), row(b'N', "p", Wire::Unchanged)]),
         ["p true"],

@@ -9,11 +9,13 @@ use std::{
 use axum::http::HeaderMap;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey};
-use runwire::auth::{Ability, Caller, Door, Refusal, Settings};
+use runwire::auth::{Ability, Caller, Door, Refusal, Settings, TokenRules};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _, PgPool, postgres::PgPoolOptions};
 
 use crate::support::cluster::{Database, fresh_database};
+use crate::support::gateway::eventually;
+use crate::support::stream::{self, Stream};
 
 const ROWS: &str = r#"
 SET TIME ZONE 'UTC';
@@ -69,9 +71,35 @@ const UNKNOWN_TOKEN: &str = "Invalid Public Access Token";
 const BAD_TOKEN: &str = "Public Access Token is invalid";
 
 struct Trial {
-    // Keeps the database while the test runs.
-    _database: Database,
+    database: Database,
     pool: PgPool,
+}
+
+/// A door that holds all keys, kept by a stream of its own.
+struct Kept {
+    door: Door,
+    stream: Stream,
+    work: tokio::task::JoinHandle<()>,
+}
+
+impl Kept {
+    /// Waits until it holds the keys of the database.
+    async fn new(trial: &Trial, slot: &str, settings: Settings) -> Kept {
+        let door = Door::new(trial.pool.clone(), settings);
+        let taking = door.clone();
+        let settings = stream::settings(&trial.database.url, slot);
+        let stream = Stream::start_with(settings, move |event| taking.apply(event)).await;
+        let working = door.clone();
+        let work = tokio::spawn(async move { working.run().await });
+        door.set_current(true);
+        eventually("the keys to be loaded", || async { door.is_loaded() }).await;
+        Kept { door, stream, work }
+    }
+
+    async fn stop(self) {
+        self.work.abort();
+        self.stream.stop().await;
+    }
 }
 
 impl Trial {
@@ -94,7 +122,7 @@ impl Trial {
         sqlx::raw_sql(ROWS).execute(&mut *rows).await.unwrap();
         sqlx::raw_sql("SET TIME ZONE 'Asia/Tokyo'").execute(&mut *rows).await.unwrap();
         drop(rows);
-        Self { _database: database, pool }
+        Self { database, pool }
     }
 
     fn door(&self) -> Door {
@@ -179,7 +207,14 @@ fn additional(name: &str) -> String {
 #[tokio::test]
 async fn api_keys_open_what_the_contract_says() {
     let trial = Trial::new().await;
-    let door = trial.door();
+    api_keys(&trial.door()).await;
+    let kept = Kept::new(&trial, "auth_keys", Settings::default()).await;
+    api_keys(&kept.door).await;
+    kept.stop().await;
+}
+
+/// By the database or from memory, it is the same.
+async fn api_keys(door: &Door) {
     let cases: &[(&str, Option<&str>, Result<&str, &str>)] = &[
         ("", None, Err(MISSING)),
         ("tr_prod_root", None, Ok("prod")),
@@ -221,13 +256,13 @@ async fn api_keys_open_what_the_contract_says() {
         ("tr_preview_feat", Some("feat/x"), Err(BAD_BRANCH)),
     ];
     for (bearer, branch, wanted) in cases {
-        let found = outcome(&door, bearer, *branch).await;
+        let found = outcome(door, bearer, *branch).await;
         assert_eq!(found.as_deref().map_err(|text| *text), *wanted, "{bearer} at {branch:?}");
     }
     assert_eq!(door.admit(&HeaderMap::new()).await.unwrap_err().message(), MISSING);
-    let root = admit(&door, "tr_prod_root", None).await.unwrap();
+    let root = admit(door, "tr_prod_root", None).await.unwrap();
     assert_eq!((&*root.ability, root.expires_at), (&Ability::Full, None));
-    let grace = admit(&door, "tr_prod_grace", None).await.unwrap().expires_at.unwrap();
+    let grace = admit(door, "tr_prod_grace", None).await.unwrap().expires_at.unwrap();
     let left = grace.duration_since(SystemTime::now()).unwrap();
     assert!((3500..=3600).contains(&left.as_secs()), "grace ends in {left:?}");
 }
@@ -235,7 +270,18 @@ async fn api_keys_open_what_the_contract_says() {
 #[tokio::test]
 async fn additional_keys_open_what_their_row_says() {
     let trial = Trial::new().await;
-    let door = trial.door();
+    additional_keys(&trial.door()).await;
+    let kept = Kept::new(&trial, "auth_additional", Settings::default()).await;
+    additional_keys(&kept.door).await;
+    kept.stop().await;
+
+    let off = Settings { additional_keys: false, ..Settings::default() };
+    let off = Door::new(trial.pool.clone(), off);
+    assert_eq!(outcome(&off, &additional("full"), None).await, Err(INVALID));
+    assert_eq!(outcome(&off, "tr_prod_root", None).await.as_deref(), Ok("prod"));
+}
+
+async fn additional_keys(door: &Door) {
     for (name, branch, wanted) in [
         ("full", None, Ok("prod")),
         ("read", Some("feat/x"), Ok("prod")),
@@ -248,7 +294,7 @@ async fn additional_keys_open_what_their_row_says() {
         ("preview", Some("feat/x"), Ok("feat")),
         ("preview", Some("old"), Err(BAD_BRANCH)),
     ] {
-        let found = outcome(&door, &additional(name), branch).await;
+        let found = outcome(door, &additional(name), branch).await;
         assert_eq!(found.as_deref().map_err(|text| *text), wanted, "{name} at {branch:?}");
     }
     let ability = |name| {
@@ -258,17 +304,56 @@ async fn additional_keys_open_what_their_row_says() {
     assert_eq!(ability("full").await, Ability::Full);
     assert_eq!(ability("read").await, Ability::from_scopes(["read:runs"]));
     assert_eq!(ability("none").await, Ability::from_scopes(["admin:x"]));
-
-    let off = Settings { additional_keys: false, ..Settings::default() };
-    let off = Door::new(trial.pool.clone(), off);
-    assert_eq!(outcome(&off, &additional("full"), None).await, Err(INVALID));
-    assert_eq!(outcome(&off, "tr_prod_root", None).await.as_deref(), Ok("prod"));
 }
 
 #[tokio::test]
 async fn public_tokens_are_verified_as_the_contract_says() {
     let trial = Trial::new().await;
-    let door = trial.door();
+    public_tokens(&trial.door()).await;
+    let kept = Kept::new(&trial, "auth_tokens", Settings::default()).await;
+    public_tokens(&kept.door).await;
+    kept.stop().await;
+}
+
+#[tokio::test]
+async fn settings_restore_what_upstream_accepts_and_refuse_what_it_should_not() {
+    let trial = Trial::new().await;
+    let with = |name: &str, algorithm| {
+        sign(json!({ "alg": name }), &claims("prod"), "tr_prod_root", algorithm)
+    };
+    let settings = Settings {
+        tokens: TokenRules { lax: true },
+        archived_branch_tokens: false,
+        ..Settings::default()
+    };
+    let door = Door::new(trial.pool.clone(), settings.clone());
+    let kept = Kept::new(&trial, "auth_settings", settings).await;
+    for door in [&door, &kept.door] {
+        for (case, bearer, wanted) in [
+            ("HS384", with("HS384", Algorithm::HS384), Ok("prod")),
+            ("HS512", with("HS512", Algorithm::HS512), Ok("prod")),
+            ("HS512 with another's tag", with("HS512", Algorithm::HS256), Err(BAD_TOKEN)),
+            ("exp missing", token_with("exp", Value::Null), Ok("prod")),
+            ("exp a text", token_with("exp", json!("never")), Err(BAD_TOKEN)),
+            ("expired", token_with("exp", json!(now() - 1)), Err(BAD_TOKEN)),
+            ("of an archived branch", token("old", "tr_preview_root"), Err(UNKNOWN_TOKEN)),
+            ("of a branch", token("feat", "tr_preview_root"), Ok("feat")),
+        ] {
+            let found = outcome(door, &bearer, None).await;
+            assert_eq!(found.as_deref().map_err(|text| *text), wanted, "{case}");
+        }
+        let endless = admit(door, &token_with("exp", Value::Null), None).await.unwrap();
+        assert_eq!(endless.expires_at, None);
+        // Not even then longer than its key's grace.
+        let mut claims = claims("prod");
+        claims.as_object_mut().unwrap().remove("exp");
+        let bearer = sign(json!({"alg": "HS256"}), &claims, "tr_prod_grace", Algorithm::HS256);
+        assert!(admit(door, &bearer, None).await.unwrap().expires_at.is_some());
+    }
+    kept.stop().await;
+}
+
+async fn public_tokens(door: &Door) {
     let good = token("prod", "tr_prod_root");
     let (signed, signature) = good.rsplit_once('.').unwrap();
     let with = |name, algorithm, key| sign(json!({ "alg": name }), &claims("prod"), key, algorithm);
@@ -315,9 +400,9 @@ async fn public_tokens_are_verified_as_the_contract_says() {
         ("payload not base64", format!("e30.***.{signature}"), Err(INVALID)),
     ];
     for (case, bearer, wanted) in &cases {
-        let found = outcome(&door, bearer, None).await;
+        let found = outcome(door, bearer, None).await;
         assert_eq!(found.as_deref().map_err(|text| *text), *wanted, "{case}");
-        let branched = outcome(&door, bearer, Some("nope")).await;
+        let branched = outcome(door, bearer, Some("nope")).await;
         assert_eq!(found, branched, "{case}: the branch header must not matter");
     }
 }

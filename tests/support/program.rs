@@ -119,7 +119,8 @@ impl Serving {
     /// What an operators' path says.
     pub async fn admin(&self, path: &str) -> String {
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        let answer = client.get(format!("{}{path}", self.operators)).send().await.expect("an answer");
+        let answer =
+            client.get(format!("{}{path}", self.operators)).send().await.expect("an answer");
         answer.text().await.expect("a body")
     }
 

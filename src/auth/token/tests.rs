@@ -196,7 +196,10 @@ fn lax_rules_accept_what_upstream_does_and_nothing_beyond() {
         [(Algorithm::HS256, "HS256"), (Algorithm::HS384, "HS384"), (Algorithm::HS512, "HS512")]
     {
         let header = json!({ "alg": name });
-        assert_eq!(lax(&sign(&header, &claims(), KEY, algorithm)).unwrap().expires_at, Some(at(NOW + 10)));
+        assert_eq!(
+            lax(&sign(&header, &claims(), KEY, algorithm)).unwrap().expires_at,
+            Some(at(NOW + 10))
+        );
         assert!(lax(&sign(&header, &claims(), "other", algorithm)).is_err(), "{name}");
     }
     let mixed = sign(&json!({"alg": "HS512"}), &claims(), KEY, Algorithm::HS256);

@@ -81,13 +81,19 @@ async fn a_key_made_a_moment_ago_works_during_a_flood_of_garbage_that_costs_noth
         let flood = join_all(garbage.iter().map(|who| trial.admitted(who)));
         let (flood, new) = tokio::join!(flood, make);
         assert_eq!(new, Ok(()), "a key that was made a moment ago");
-        assert!(flood.iter().all(|told| matches!(told, Err(text) if text.starts_with("401"))), "{flood:?}");
+        assert!(
+            flood.iter().all(|told| matches!(told, Err(text) if text.starts_with("401"))),
+            "{flood:?}"
+        );
     }
     // Ours alone are one for each key that was made; the gateway asks once a second how the server is,
     // and at most fifty times where the log ends.
     let seconds = began.elapsed().as_secs() as i64 + 2;
     let spent = transactions().await - before - made;
-    assert!(spent < 60 * seconds && spent < i64::from(asked) / 2, "{spent} for {asked} in {seconds} s");
+    assert!(
+        spent < 60 * seconds && spent < i64::from(asked) / 2,
+        "{spent} for {asked} in {seconds} s"
+    );
     let queries = r#"runwire_credentials_judged_total{from="query"}"#;
     assert_eq!(trial.gateway.metric(queries).await, 0.0);
     open.goes_on(&trial).await;
@@ -152,7 +158,8 @@ async fn a_rotation_that_commits_while_a_lookup_is_under_way_leaves_no_stale_ver
         let asked = trial.admitted(old);
         let rotate = async {
             let waits = || async {
-                let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+                let sql =
+                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
                 sqlx::query_scalar::<_, i64>(sql).fetch_one(&trial.database.pool).await.unwrap() > 0
             };
             eventually("the look-up to be under way", waits).await;
@@ -173,7 +180,10 @@ async fn a_rotation_that_commits_while_a_lookup_is_under_way_leaves_no_stale_ver
             production.secret_key
         );
         trial.sql(&back).await;
-        eventually("the old key to be back", || async { trial.admitted(&old.clone()).await.is_ok() }).await;
+        eventually("the old key to be back", || async {
+            trial.admitted(&old.clone()).await.is_ok()
+        })
+        .await;
     }
     trial.gateway.stop().await;
 }
@@ -194,7 +204,9 @@ async fn what_is_looked_up_ends_at_once_too_when_the_stream_tells() {
     root.goes_on(&trial).await;
     let root = trial.open(&production, &bearer(production.secret_key)).await;
     let since = Instant::now();
-    trial.sql(r#"UPDATE "RuntimeEnvironment" SET "apiKey" = 'tr_prod_x' WHERE id = 'env_prod'"#).await;
+    trial
+        .sql(r#"UPDATE "RuntimeEnvironment" SET "apiKey" = 'tr_prod_x' WHERE id = 'env_prod'"#)
+        .await;
     root.ends(since, INVALID_KEY).await;
     public.ends(since, BAD_TOKEN).await;
     trial.gateway.stop().await;

@@ -58,7 +58,8 @@ impl Trial {
         let database = fresh_database().await;
         for table in ["RuntimeEnvironment", "Project", "RevokedApiKey", "api_keys"] {
             if full {
-                run_sql(&database.pool, &format!(r#"ALTER TABLE "{table}" REPLICA IDENTITY FULL"#)).await;
+                run_sql(&database.pool, &format!(r#"ALTER TABLE "{table}" REPLICA IDENTITY FULL"#))
+                    .await;
             }
         }
         Trial::start(database, arguments).await

@@ -20,7 +20,8 @@ async fn without_the_tables_of_keys_revocation_takes_5_s_and_the_remedy_is_told_
     assert_eq!(ready, told);
     assert_eq!(trial.gateway.metric("runwire_keys_published").await, 0.0);
 
-    let (production, admin) = (trial.database.seeded.production, bearer(trial.database.seeded.admin_key));
+    let (production, admin) =
+        (trial.database.seeded.production, bearer(trial.database.seeded.admin_key));
     let root = trial.open(&production, &bearer(production.secret_key)).await;
     let open = trial.open(&production, &admin).await;
     let since = Instant::now();

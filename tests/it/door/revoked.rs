@@ -17,10 +17,8 @@ async fn an_additional_key_that_is_revoked_or_deleted_ends_at_once_what_it_opene
         let (seeded, production) = (trial.database.seeded, trial.database.seeded.production);
         let (admin, restricted) = (bearer(seeded.admin_key), bearer(seeded.restricted_key));
         let root = trial.open(&production, &bearer(production.secret_key)).await;
-        let (first, second) = (
-            trial.open(&production, &admin).await,
-            trial.open(&production, &restricted).await,
-        );
+        let (first, second) =
+            (trial.open(&production, &admin).await, trial.open(&production, &restricted).await);
         // Touched every few minutes, which means nothing.
         trial.sql("UPDATE api_keys SET last_used_at = now(), updated_at = now()").await;
         let since = Instant::now();
@@ -99,7 +97,9 @@ async fn a_key_that_is_replaced_without_grace_ends_at_once() {
         trial.sql(r#"UPDATE "RuntimeEnvironment" SET paused = true, "updatedAt" = now()"#).await;
         trial.sql(r#"UPDATE "Project" SET name = 'Other', "updatedAt" = now()"#).await;
         let since = Instant::now();
-        trial.sql(r#"UPDATE "RuntimeEnvironment" SET "apiKey" = 'tr_prod_x' WHERE id = 'env_prod'"#).await;
+        trial
+            .sql(r#"UPDATE "RuntimeEnvironment" SET "apiKey" = 'tr_prod_x' WHERE id = 'env_prod'"#)
+            .await;
         by_key.ends(since, INVALID_KEY).await;
         by_token.ends(since, BAD_TOKEN).await;
         let metric = "runwire_credentials_ended_total";
@@ -116,11 +116,19 @@ async fn a_deleted_project_ends_all_that_its_environments_opened() {
         let branch = Presented { branch: Some("checkout"), ..bearer(seeded.preview.secret_key) };
         let rival = trial.open(&seeded.rival, &bearer(seeded.rival.secret_key)).await;
         let opened = [
-            (trial.open(&seeded.production, &bearer(seeded.production.secret_key)).await, INVALID_KEY),
+            (
+                trial.open(&seeded.production, &bearer(seeded.production.secret_key)).await,
+                INVALID_KEY,
+            ),
             (trial.open(&seeded.production, &bearer(seeded.admin_key)).await, INVALID_KEY),
             (trial.open(&seeded.branch, &branch).await, INVALID_KEY),
             (
-                trial.open(&seeded.production, &bearer(&token::public(seeded.production, &["read:all"]))).await,
+                trial
+                    .open(
+                        &seeded.production,
+                        &bearer(&token::public(seeded.production, &["read:all"])),
+                    )
+                    .await,
                 UNKNOWN_TOKEN,
             ),
         ];
