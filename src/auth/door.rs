@@ -113,6 +113,10 @@ pub(super) struct Inner {
     /// Whether the stream tells of all changes of keys in time.
     current: AtomicBool,
     pub became_current: Notify,
+    /// Whether the keys are being loaded, or will be soon.
+    pub loading: AtomicBool,
+    /// Told when they are, or are not to be waited for.
+    pub loaded: Notify,
 }
 
 impl Door {
@@ -163,6 +167,8 @@ impl Door {
             budget: RateLimiter::direct(Quota::per_second(settings.lookups_per_second)),
             current: AtomicBool::new(false),
             became_current: Notify::new(),
+            loading: AtomicBool::new(false),
+            loaded: Notify::new(),
             settings,
         }))
     }

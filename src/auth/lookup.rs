@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
-use sqlx::{PgPool, Row as _, postgres::PgRow};
+use sqlx::{AssertSqlSafe, PgPool, Row as _, postgres::PgRow};
 
 use super::facts::Facts;
 use crate::{
@@ -23,7 +23,7 @@ pub(super) struct Reading {
 }
 
 /// What is to be read.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Subjects {
     /// A root key, present or rotated. Never logged.
     pub root_key: Option<Box<str>>,
@@ -37,46 +37,74 @@ pub(super) struct Subjects {
     pub hashes: Vec<String>,
 }
 
+const ENVIRONMENT: &str = r#"ARRAY[id, type::text, "apiKey", "projectId", "parentEnvironmentId", "branchName", "archivedAt"::text]"#;
+const PROJECT: &str = r#"ARRAY[id, "deletedAt"::text]"#;
+const ROTATED: &str = r#"ARRAY[id, "apiKey", "runtimeEnvironmentId", "expiresAt"::text]"#;
+const ADDITIONAL: &str =
+    "ARRAY[id, key_hash, runtime_environment_id, scopes::text, revoked_at::text, expires_at::text]";
+
 /// One snapshot shows all parts of one statement. The first row is there whatever is found.
 ///
-/// The cells of a row are texts in the order of [`KeyTable::columns`].
-const SUBJECTS: &str = r#"
-WITH found AS (
+/// The cells of a row are texts in the order of [`KeyTable::columns`]. Databases of older versions have
+/// no additional keys.
+fn subjects_sql(additional: bool) -> String {
+    let (found, rows) = if additional {
+        (
+            "UNION SELECT runtime_environment_id FROM api_keys WHERE key_hash = ANY($2)",
+            format!("UNION ALL SELECT 'k', {ADDITIONAL} FROM api_keys WHERE key_hash = ANY($2)"),
+        )
+    } else {
+        ("UNION SELECT id FROM \"RuntimeEnvironment\" WHERE $2::text[] IS NULL", String::new())
+    };
+    format!(
+        r#"WITH found AS (
   SELECT id FROM "RuntimeEnvironment" WHERE "apiKey" = $1
   UNION SELECT "runtimeEnvironmentId" FROM "RevokedApiKey" WHERE "apiKey" = $1
-  UNION SELECT runtime_environment_id FROM api_keys WHERE key_hash = ANY($2)
+  {found}
   UNION SELECT unnest($3::text[])
 ), near AS (
   SELECT id FROM found
   UNION SELECT e."parentEnvironmentId" FROM "RuntimeEnvironment" e JOIN found USING (id)
   WHERE e."parentEnvironmentId" IS NOT NULL
+), branches AS (
+  SELECT e.id FROM "RuntimeEnvironment" e JOIN found f ON e."parentEnvironmentId" = f.id
+  WHERE e."branchName" = $4 AND e."archivedAt" IS NULL
 ), environments AS (
-  SELECT e.* FROM "RuntimeEnvironment" e JOIN near USING (id)
-  UNION ALL
-  SELECT e.* FROM "RuntimeEnvironment" e JOIN found f ON e."parentEnvironmentId" = f.id
-  WHERE e."branchName" = $4 AND e."archivedAt" IS NULL AND e.id NOT IN (SELECT id FROM near)
+  SELECT {ENVIRONMENT} AS cells, "projectId" FROM "RuntimeEnvironment"
+  WHERE id IN (SELECT id FROM near UNION SELECT id FROM branches)
 )
 SELECT NULL AS of, ARRAY[pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text] AS cells
-UNION ALL
-SELECT 'e', ARRAY[id, type::text, "apiKey", "projectId", "parentEnvironmentId", "branchName", "archivedAt"::text]
-FROM environments
-UNION ALL
-SELECT 'p', ARRAY[id, "deletedAt"::text] FROM "Project" WHERE id IN (SELECT "projectId" FROM environments)
-UNION ALL
-SELECT 'r', ARRAY[id, "apiKey", "runtimeEnvironmentId", "expiresAt"::text] FROM "RevokedApiKey"
+UNION ALL SELECT 'e', cells FROM environments
+UNION ALL SELECT 'p', {PROJECT} FROM "Project" WHERE id IN (SELECT "projectId" FROM environments)
+UNION ALL SELECT 'r', {ROTATED} FROM "RevokedApiKey"
 WHERE "runtimeEnvironmentId" IN (SELECT id FROM near) AND "expiresAt" > now() AT TIME ZONE 'utc'
-UNION ALL
-SELECT 'k', ARRAY[id, key_hash, runtime_environment_id, scopes::text, revoked_at::text, expires_at::text]
-FROM api_keys WHERE key_hash = ANY($2)"#;
+{rows}"#
+    )
+}
+
+/// Whether the database has additional keys.
+pub(super) async fn has_additional(pool: &PgPool) -> Result<bool, sqlx::Error> {
+    let sql = "SELECT to_regclass('api_keys') IS NOT NULL";
+    sqlx::query_scalar(sql).fetch_one(pool).await
+}
+
+/// Whether a table is missing.
+pub(super) fn lacks_table(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("42P01")
+}
 
 /// Reads what is known of the subjects.
-pub(super) async fn read(pool: &PgPool, subjects: Subjects) -> Result<Reading, sqlx::Error> {
+pub(super) async fn read(
+    pool: &PgPool,
+    subjects: Subjects,
+    additional: bool,
+) -> Result<Reading, sqlx::Error> {
     let mut hashes = subjects.hashes;
     hashes.extend(subjects.additional_key.as_deref().map(hash));
     // Postgres cannot hold NUL in a text, and would fail instead of finding nothing.
     let plain = |text: &str| !text.contains('\0');
     let environments = subjects.environments.into_iter().filter(|id| plain(id));
-    let rows = sqlx::query(SUBJECTS)
+    let rows = sqlx::query(AssertSqlSafe(subjects_sql(additional)))
         .bind(subjects.root_key.as_deref().filter(|key| plain(key)))
         .bind(hashes)
         .bind(environments.collect::<Vec<_>>())
@@ -106,6 +134,7 @@ pub(super) async fn read(pool: &PgPool, subjects: Subjects) -> Result<Reading, s
 pub(super) async fn read_all(
     pool: &PgPool,
     max_bytes: usize,
+    additional: bool,
 ) -> Result<Option<Reading>, sqlx::Error> {
     let begin =
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '5min'";
@@ -117,21 +146,17 @@ pub(super) async fn read_all(
     let mut facts = Facts::default();
     for table in KeyTable::ALL {
         let sql = match table {
-            KeyTable::Environments => {
-                r#"SELECT ARRAY[id, type::text, "apiKey", "projectId", "parentEnvironmentId", "branchName", "archivedAt"::text]
-                   FROM "RuntimeEnvironment""#
-            }
-            KeyTable::Projects => r#"SELECT ARRAY[id, "deletedAt"::text] FROM "Project""#,
-            KeyTable::Rotated => {
-                r#"SELECT ARRAY[id, "apiKey", "runtimeEnvironmentId", "expiresAt"::text] FROM "RevokedApiKey"
-                   WHERE "expiresAt" > now() AT TIME ZONE 'utc'"#
-            }
+            KeyTable::Environments => format!(r#"SELECT {ENVIRONMENT} FROM "RuntimeEnvironment""#),
+            KeyTable::Projects => format!(r#"SELECT {PROJECT} FROM "Project""#),
+            KeyTable::Rotated => format!(
+                r#"SELECT {ROTATED} FROM "RevokedApiKey" WHERE "expiresAt" > now() AT TIME ZONE 'utc'"#
+            ),
+            KeyTable::Additional if !additional => continue,
             KeyTable::Additional => {
-                r#"SELECT ARRAY[id, key_hash, runtime_environment_id, scopes::text, revoked_at::text, expires_at::text]
-                   FROM api_keys WHERE revoked_at IS NULL"#
+                format!("SELECT {ADDITIONAL} FROM api_keys WHERE revoked_at IS NULL")
             }
         };
-        let mut rows = sqlx::query(sql).fetch(&mut *transaction);
+        let mut rows = sqlx::query(AssertSqlSafe(sql)).fetch(&mut *transaction);
         while let Some(row) = rows.try_next().await? {
             facts.put(key_row(table, &row, 0)?);
             if facts.bytes() > max_bytes {

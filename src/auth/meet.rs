@@ -2,7 +2,7 @@
 //! database.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -15,7 +15,7 @@ use super::{
     grants::{Grant, Prospect},
     judge::{Basis, millis, signing_keys, verify},
     keyring::State,
-    lookup::{self, Reading, Subjects},
+    lookup::{Reading, Subjects},
     memory::Kept,
     refusal::Refusal,
     token::{self, Presented, PublicToken, classify},
@@ -61,7 +61,7 @@ impl Inner {
         {
             return Err(Refusal::InvalidPublicAccessToken);
         }
-        if self.is_current() && self.keyring.is_complete() {
+        if self.is_loaded().await {
             match self.judge(&question, Source::Memory) {
                 Ok(grant) => {
                     count("memory");
@@ -95,6 +95,27 @@ impl Inner {
             }
         }
         self.ask(&question, known).await
+    }
+
+    /// Whether all keys are held. While they are being loaded that is waited for: after a start everybody
+    /// comes at once, and would have to be looked up.
+    async fn is_loaded(&self) -> bool {
+        let is_loaded = || self.is_current() && self.keyring.is_complete();
+        if is_loaded() {
+            return true;
+        }
+        let loading = || self.is_current() && self.loading.load(Ordering::Acquire);
+        let Ok(_place) = self.places.try_acquire() else { return false };
+        let loaded = async {
+            loop {
+                let loaded = self.loaded.notified();
+                if is_loaded() || !loading() {
+                    return is_loaded();
+                }
+                loaded.await;
+            }
+        };
+        tokio::time::timeout(self.settings.lookup_deadline, loaded).await.unwrap_or(false)
     }
 
     /// Judges a credential by what the database says.
@@ -206,7 +227,7 @@ impl Inner {
             }
             let waiting = metrics::gauge!(telemetry::LOOKUPS_WAITING);
             waiting.increment(1.0);
-            let read = registry.ask(lookup::read(&registry.pool, subjects)).await;
+            let read = registry.read(subjects).await;
             waiting.decrement(1.0);
             read.map(Arc::new)
         };

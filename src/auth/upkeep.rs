@@ -1,7 +1,10 @@
 //! What the door does by itself: loads all keys, looks again at what is in use, and serves those who
 //! wait for the stream.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep, timeout};
 
@@ -48,6 +51,7 @@ impl Door {
 impl Inner {
     async fn keep_loaded(&self) {
         let mut pause = LOAD_PAUSE.0;
+        self.set_loading(true);
         loop {
             if !self.is_current() {
                 self.became_current.notified().await;
@@ -65,8 +69,9 @@ impl Inner {
                 continue;
             }
             match self.load().await {
-                Ok(()) => continue,
+                Ok(()) => self.set_loading(true),
                 Err(Some(TooLarge)) => {
+                    self.set_loading(false);
                     tracing::warn!(
                         limit = self.settings.key_bytes,
                         "the environments and keys take more memory than they may: each credential is looked up"
@@ -75,6 +80,8 @@ impl Inner {
                     sleep(TOO_LARGE_PAUSE).await;
                 }
                 Err(None) => {
+                    // It may fail for long.
+                    self.set_loading(pause < LOAD_PAUSE.1 / 8);
                     sleep(pause).await;
                     pause = (2 * pause).min(LOAD_PAUSE.1);
                 }
@@ -82,9 +89,15 @@ impl Inner {
         }
     }
 
+    /// Says whether it is worth while to wait for the keys.
+    fn set_loading(&self, loading: bool) {
+        self.loading.store(loading, Ordering::Release);
+        self.loaded.notify_waiters();
+    }
+
     async fn load(&self) -> Result<(), Option<TooLarge>> {
         let restarts = self.keyring.restarts();
-        let read = lookup::read_all(&self.registry.pool, self.settings.key_bytes);
+        let read = self.registry.read_all(self.settings.key_bytes);
         let mut reading = match timeout(LOAD_LIMIT, read).await {
             Ok(Ok(Some(reading))) => reading,
             Ok(Ok(None)) => return Err(Some(TooLarge)),
@@ -154,8 +167,7 @@ impl Inner {
             list.dedup();
         }
         let began = self.clock.now();
-        let read = lookup::read(&self.registry.pool, subjects);
-        let Ok(reading) = self.registry.ask(read).await else { return false };
+        let Ok(reading) = self.registry.read(subjects).await else { return false };
         let (mut faults, mut any_ended) = (0, false);
         self.keyring.look(|state| {
             for grant in grants {
