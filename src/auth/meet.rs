@@ -12,7 +12,7 @@ use super::{
     credential::{Credential, Fingerprint},
     door::{Inner, count},
     facts::Facts,
-    grants::{Grant, Prospect},
+    grant::{Grant, Prospect},
     judge::{Basis, millis, signing_keys, verify},
     keyring::State,
     lookup::{Reading, Subjects},

@@ -12,7 +12,7 @@ use super::{
     barrier::stream_passes,
     door::{Door, Inner},
     facts::Concern,
-    grants::Grant,
+    grant::Grant,
     judge::{Basis, millis},
     lookup::{self, Subjects},
 };
