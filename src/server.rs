@@ -174,8 +174,17 @@ impl Server {
         let feeds_work = {
             let (app, stop) = (Arc::clone(&app), stop_stream.clone());
             async move {
-                let ended = app.door.ended();
+                tokio::select! {
+                    () = app.feeds.run() => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        };
+        let door_work = {
+            let (app, stop) = (Arc::clone(&app), stop_stream.clone());
+            async move {
                 let end_leases = async {
+                    let ended = app.door.ended();
                     loop {
                         ended.notified().await;
                         app.feeds.end_leases();
@@ -184,7 +193,8 @@ impl Server {
                     }
                 };
                 tokio::select! {
-                    ((), (), ()) = async { tokio::join!(app.feeds.run(), app.door.run(), end_leases) } => {}
+                    () = app.door.run() => {}
+                    () = end_leases => {}
                     () = stop.cancelled() => {}
                 }
             }
@@ -198,6 +208,7 @@ impl Server {
         let tasks = vec![
             tokio::spawn(ticker.run(stop_stream.clone())),
             tokio::spawn(feeds_work),
+            tokio::spawn(door_work),
             tokio::spawn(listen::serve(
                 "public",
                 public,

@@ -1,6 +1,7 @@
 //! The door: headers in, a caller or a refusal out.
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::{
         Arc,
@@ -167,7 +168,9 @@ impl Door {
         if concerns.is_empty() {
             return;
         }
-        concerns.dedup();
+        // A transaction may touch many rows of one environment.
+        let mut seen = HashSet::with_capacity(concerns.len());
+        concerns.retain(|concern| seen.insert(concern.clone()));
         self.0.void_readings();
         self.0.judge_again(&concerns);
     }

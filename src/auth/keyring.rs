@@ -31,7 +31,7 @@ use crate::{
 /// For how long a change is remembered after a finished query has shown it. Longer than a query of a
 /// few rows may take; a longer one is repeated if it must be.
 const REMEMBERED: Duration = Duration::from_secs(60);
-/// More changes are not remembered.
+/// More changes are not remembered. A single transaction brings half as many at most.
 const MAX_RECENT: usize = 20_000;
 
 /// The facts and the changes that they rest on.
@@ -51,6 +51,8 @@ pub(super) struct State {
     /// How often the facts were given up.
     restarts: u64,
     recent: VecDeque<Recent>,
+    /// How many changes they hold.
+    remembered: usize,
     /// A query's rows are good only if it shows all that this one does: what is not remembered
     /// any more.
     required: Option<Arc<Snapshot>>,
@@ -107,15 +109,24 @@ impl State {
     }
 
     fn remember(&mut self, recent: Recent) {
-        if self.recent.len() >= MAX_RECENT {
-            for gone in self.recent.drain(..MAX_RECENT / 2) {
+        if self.remembered + recent.weight() > MAX_RECENT {
+            while self.remembered > MAX_RECENT / 2
+                && let Some(gone) = self.forget_first()
+            {
                 let newer = |known: u32| known.wrapping_sub(gone.xid) as i32 > 0;
                 if !self.crowd.is_some_and(newer) {
                     self.crowd = Some(gone.xid);
                 }
             }
         }
+        self.remembered += recent.weight();
         self.recent.push_back(recent);
+    }
+
+    fn forget_first(&mut self) -> Option<Recent> {
+        let gone = self.recent.pop_front()?;
+        self.remembered -= gone.weight();
+        Some(gone)
     }
 }
 
@@ -125,6 +136,11 @@ fn has_ended(snapshot: &Snapshot, xid: u32) -> bool {
 }
 
 impl Recent {
+    /// What it counts for among those that are remembered.
+    fn weight(&self) -> usize {
+        self.changes.len().max(1)
+    }
+
     /// Whether the reading's rows hold it.
     fn is_shown_by(&self, snapshot: &Snapshot, end: Lsn) -> bool {
         snapshot.shows(self.xid) && self.commit_lsn < end
@@ -170,6 +186,7 @@ impl Keyring {
                 let mut state = self.state.write();
                 state.restart();
                 state.recent.clear();
+                state.remembered = 0;
                 state.crowd = None;
                 state.required = reset.past.clone().map(Arc::new);
                 drop(state);
@@ -271,7 +288,7 @@ impl Keyring {
             if state.required.as_ref().is_none_or(|required| by.includes(required)) {
                 state.required = Some(by);
             }
-            state.recent.pop_front();
+            state.forget_first();
         }
         if state.crowd.is_some_and(|xid| has_ended(snapshot, xid)) {
             state.crowd = None;

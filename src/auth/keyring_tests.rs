@@ -424,12 +424,29 @@ fn what_is_forgotten_late_although_it_was_shown_early_does_not_let_older_reading
 }
 
 #[test]
+fn many_changes_of_one_transaction_count_one_by_one() {
+    let keyring = Keyring::default();
+    let change = || Change::Key(KeyChange::Put(row(1, "a", 1)));
+    for i in 0..5 {
+        let changes = (0..MAX_RECENT / 2).map(|_| change()).collect();
+        let at = u64::from(i) * 10;
+        let (commit_lsn, end_lsn) = (Lsn(at), Lsn(at + 10));
+        keyring.apply(&Event::Tx(Tx { xid: i + 10, commit_lsn, end_lsn, commit_time: 0, changes }));
+        assert!(keyring.state.read().remembered <= MAX_RECENT);
+    }
+    assert_eq!(keyring.state.read().recent.len(), 2);
+    assert!(!keyring.join(reading("12:20:12", 0), 0), "12 is no longer told apart");
+    assert!(keyring.join(reading("20:20:", 0), 0));
+}
+
+#[test]
 fn too_many_changes_are_waited_for_as_a_whole() {
     let keyring = Keyring::default();
     for i in 0..=MAX_RECENT as u32 {
         keyring.apply(&tx(i + 10, u64::from(i), KeyChange::Put(row(1, "a", (i % 7) as u8))));
     }
     assert!(keyring.state.read().recent.len() <= MAX_RECENT);
+    assert_eq!(keyring.state.read().remembered, keyring.state.read().recent.len());
     assert!(!keyring.join(reading("12:90000:12", 0), 0));
     keyring.settle(&"90000:90000:".parse().unwrap());
     assert!(keyring.join(reading("90000:90000:", 0), 0));

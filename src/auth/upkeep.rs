@@ -80,6 +80,7 @@ impl Inner {
                     sleep(TOO_LARGE_PAUSE).await;
                 }
                 Err(None) => {
+                    metrics::gauge!(telemetry::KEY_BYTES).set(0.0);
                     // It may fail for long.
                     self.set_loading(pause < LOAD_PAUSE.1 / 8);
                     sleep(pause).await;
