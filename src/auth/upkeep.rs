@@ -70,7 +70,7 @@ impl Inner {
             }
             match self.load().await {
                 Ok(()) => self.set_loading(true),
-                Err(Some(TooLarge)) => {
+                Err(LoadError::TooLarge) => {
                     self.set_loading(false);
                     tracing::warn!(
                         limit = self.settings.key_bytes,
@@ -79,7 +79,13 @@ impl Inner {
                     metrics::gauge!(telemetry::KEY_BYTES).set(0.0);
                     sleep(TOO_LARGE_PAUSE).await;
                 }
-                Err(None) => {
+                Err(error) => {
+                    // An outage is told once; trying again soon is nothing to tell.
+                    if let LoadError::Failed(code) = error
+                        && pause == LOAD_PAUSE.0
+                    {
+                        tracing::warn!(code, "the keys could not be loaded; trying again");
+                    }
                     metrics::gauge!(telemetry::KEY_BYTES).set(0.0);
                     // It may fail for long.
                     self.set_loading(pause < LOAD_PAUSE.1 / 8);
@@ -96,27 +102,26 @@ impl Inner {
         self.loaded.notify_waiters();
     }
 
-    async fn load(&self) -> Result<(), Option<TooLarge>> {
+    async fn load(&self) -> Result<(), LoadError> {
         let restarts = self.keyring.restarts();
         let read = self.registry.read_all(self.settings.key_bytes);
         let mut reading = match timeout(LOAD_LIMIT, read).await {
             Ok(Ok(Some(reading))) => reading,
-            Ok(Ok(None)) => return Err(Some(TooLarge)),
+            Ok(Ok(None)) => return Err(LoadError::TooLarge),
             Ok(Err(error)) => {
                 let code = error.as_database_error().and_then(|error| error.code());
-                tracing::warn!(code = code.as_deref(), "the keys could not be loaded");
-                return Err(None);
+                return Err(LoadError::Failed(code.map(Into::into)));
             }
-            Err(_) => return Err(None),
+            Err(_) => return Err(LoadError::Failed(None)),
         };
         let passes = stream_passes(&self.registry.pool, &self.keyring, reading.end);
         match timeout(JOIN_LIMIT, passes).await {
             Ok(Ok(end)) => reading.end = end,
-            _ => return Err(None),
+            _ => return Err(LoadError::Late),
         }
         let rows = reading.facts.rows();
         if !self.keyring.join(reading, restarts) {
-            return Err(None);
+            return Err(LoadError::Late);
         }
         metrics::counter!(telemetry::KEY_LOADS).increment(1);
         tracing::info!(rows, "the environments and keys are loaded");
@@ -203,5 +208,12 @@ impl Inner {
     }
 }
 
-/// The tables take more memory than they may.
-struct TooLarge;
+/// Why the keys are not loaded.
+enum LoadError {
+    /// The tables take more memory than they may.
+    TooLarge,
+    /// The database does not answer; its code for that.
+    Failed(Option<String>),
+    /// The stream is behind, or something changed meanwhile that cannot be laid over.
+    Late,
+}
