@@ -182,8 +182,7 @@ impl FeedMetrics {
 
 /// Libraries that log every failed try by themselves, where we log an outage once. `RUNWIRE_LOG` can
 /// name them to hear them again.
-const QUIET: &str =
-    "pgwire_replication=off,sqlx::postgres::notice=off,sqlx_core::pool=warn,sqlx::pool=warn";
+const QUIET: &str = "pgwire_replication=off,sqlx::postgres::notice=off,sqlx_core::pool=warn,sqlx::pool=warn,sqlx_core::pool::connection=error";
 
 /// Starts the log: lines for people on a terminal, JSON elsewhere, at `RUNWIRE_LOG` or the level.
 pub fn install_logs(level: &str) {

@@ -80,8 +80,8 @@ impl Inner {
                     sleep(TOO_LARGE_PAUSE).await;
                 }
                 Err(error) => {
-                    // An outage is told once; trying again soon is nothing to tell.
-                    if let LoadError::Failed(code) = error
+                    // Told once, and not at all where the server goes away, which others tell.
+                    if let LoadError::Refused(code) = error
                         && pause == LOAD_PAUSE.0
                     {
                         tracing::warn!(code, "the keys could not be loaded; trying again");
@@ -110,18 +110,23 @@ impl Inner {
             Ok(Ok(None)) => return Err(LoadError::TooLarge),
             Ok(Err(error)) => {
                 let code = error.as_database_error().and_then(|error| error.code());
-                return Err(LoadError::Failed(code.map(Into::into)));
+                let away =
+                    |code: &str| ["08", "53", "57"].iter().any(|class| code.starts_with(class));
+                return Err(match code {
+                    Some(code) if !away(&code) => LoadError::Refused(code.into()),
+                    _ => LoadError::Later,
+                });
             }
-            Err(_) => return Err(LoadError::Failed(None)),
+            Err(_) => return Err(LoadError::Later),
         };
         let passes = stream_passes(&self.registry.pool, &self.keyring, reading.end);
         match timeout(JOIN_LIMIT, passes).await {
             Ok(Ok(end)) => reading.end = end,
-            _ => return Err(LoadError::Late),
+            _ => return Err(LoadError::Later),
         }
         let rows = reading.facts.rows();
         if !self.keyring.join(reading, restarts) {
-            return Err(LoadError::Late);
+            return Err(LoadError::Later);
         }
         metrics::counter!(telemetry::KEY_LOADS).increment(1);
         tracing::info!(rows, "the environments and keys are loaded");
@@ -212,8 +217,8 @@ impl Inner {
 enum LoadError {
     /// The tables take more memory than they may.
     TooLarge,
-    /// The database does not answer; its code for that.
-    Failed(Option<String>),
-    /// The stream is behind, or something changed meanwhile that cannot be laid over.
-    Late,
+    /// The database does not let us read them; its code for that.
+    Refused(String),
+    /// The database is away, the stream is behind, or something changed that cannot be laid over.
+    Later,
 }
