@@ -3,6 +3,7 @@
 mod door;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use clap::{Args, ValueEnum};
 
 pub use door::{LimitArgs, RedisArgs, TlsArgs};
 
+use crate::auth;
 use crate::feed::{FeedSettings, Limits};
 use crate::http::Throttle;
 use crate::http::listen::Patience;
@@ -36,6 +38,8 @@ pub struct ServeArgs {
     replication: ReplicationArgs,
     #[command(flatten)]
     listen: ListenArgs,
+    #[command(flatten)]
+    credentials: CredentialArgs,
     #[command(flatten)]
     feed: FeedArgs,
     #[command(flatten)]
@@ -132,6 +136,40 @@ pub struct ListenArgs {
     /// Where Runwire keeps what it must not lose. Nothing yet
     #[arg(long, env = "RUNWIRE_DATA_DIR", default_value = "./runwire-data", value_name = "DIR")]
     pub data_dir: PathBuf,
+}
+
+/// Which credentials are accepted, and how keys are kept.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Credentials")]
+pub struct CredentialArgs {
+    /// Accept public tokens without expiry, and HS384 and HS512, as Trigger.dev's own servers do
+    #[arg(long, env = "RUNWIRE_LAX_TOKENS")]
+    pub lax_tokens: bool,
+    /// Refuse the public tokens of an archived branch at once. Trigger.dev's own servers accept them
+    /// until they expire
+    #[arg(long, env = "RUNWIRE_REFUSE_ARCHIVED_BRANCHES")]
+    pub refuse_archived_branches: bool,
+    /// How much memory all environments and keys may take, about 400 bytes each; with more, none are
+    /// held, and each credential is looked up
+    #[arg(long, env = "RUNWIRE_KEY_BYTES", default_value = "256MiB", value_name = "SIZE")]
+    pub key_bytes: ByteSize,
+    /// How many unknown credentials are looked up per second while keys are not held in memory; more
+    /// get a 503
+    #[arg(long, env = "RUNWIRE_KEY_LOOKUPS", default_value = "100", value_name = "N")]
+    pub key_lookups: NonZeroU32,
+}
+
+impl CredentialArgs {
+    /// How the door works.
+    pub fn settings(&self) -> auth::Settings {
+        auth::Settings {
+            tokens: auth::TokenRules { lax: self.lax_tokens },
+            archived_branch_tokens: !self.refuse_archived_branches,
+            key_bytes: size(self.key_bytes),
+            lookups_per_second: self.key_lookups,
+            ..auth::Settings::default()
+        }
+    }
 }
 
 /// How much is remembered, and how long polls are held.
@@ -322,6 +360,7 @@ impl ServeArgs {
             replication: self
                 .replication
                 .settings(self.database.replication_url()?, window.bytes / 2),
+            auth: self.credentials.settings(),
             window,
             feeds: self.feed.settings(),
             reader: self.feed.reader_limits(self.database.database_connections),

@@ -9,6 +9,7 @@ pub mod config;
 pub mod dev;
 pub mod feed;
 pub mod http;
+pub mod lease;
 pub mod limits;
 pub mod logs;
 pub mod postgres;

@@ -14,12 +14,13 @@ use crate::postgres::Lsn;
 pub struct Readiness {
     caught_up: Arc<AtomicBool>,
     reason: Mutex<Option<String>>,
+    advice: Mutex<Option<String>>,
 }
 
 impl Default for Readiness {
     fn default() -> Self {
         let reason = Mutex::new(Some("the stream has not begun".to_owned()));
-        Readiness { caught_up: Arc::default(), reason }
+        Readiness { caught_up: Arc::default(), reason, advice: Mutex::default() }
     }
 }
 
@@ -33,6 +34,19 @@ impl Readiness {
     pub fn set(&self, reason: Option<String>) {
         self.caught_up.store(reason.is_none(), Ordering::Relaxed);
         *self.reason.lock() = reason;
+    }
+
+    /// What somebody should do about the database, though all is well without it.
+    pub fn advice(&self) -> Option<String> {
+        self.advice.lock().clone()
+    }
+
+    /// Says what should be done. Gives whether that is news.
+    pub fn advise(&self, advice: Option<String>) -> bool {
+        let mut known = self.advice.lock();
+        let news = *known != advice;
+        *known = advice;
+        news
     }
 
     /// A flag that follows it, for those who ask often.

@@ -37,6 +37,8 @@ const RETAINED_EVERY: u32 = 10;
 const READY_LAG: Duration = Duration::from_secs(3);
 /// Connections for looking up credentials.
 const KEY_CONNECTIONS: u32 = 4;
+/// How long after leases have ended the next are looked for.
+const BETWEEN_ENDINGS: Duration = Duration::from_millis(20);
 /// How long a drain may take before what is left is cut.
 const DRAIN_LIMIT: Duration = Duration::from_secs(4);
 
@@ -67,6 +69,8 @@ pub struct Settings {
     pub database_connections: u32,
     /// How the log is read.
     pub replication: replication::Settings,
+    /// How credentials are judged.
+    pub auth: auth::Settings,
     /// What bounds the window.
     pub window: Limits,
     /// How feeds behave.
@@ -170,16 +174,16 @@ impl Server {
         let readiness = Arc::new(Readiness::default());
         let marks = Marks::new();
         let reader = Reader::new(RunStore::new(snapshots), settings.reader);
-        let door = Door::new(keys, auth::Settings::default());
+        let door = Door::new(keys, settings.auth);
+        let publication = settings.replication.publication.clone();
         let source = Source::new(settings.replication).await?;
         let status = source.status();
 
         let sink = {
             let (feed, door) = (Arc::clone(&feed), door.clone());
             move |event: Event| {
-                if event.changes_keys() {
-                    door.forget_all();
-                }
+                // First, so that whoever sees how far the stream is finds its keys applied.
+                door.apply(&event);
                 feed.apply(event);
             }
         };
@@ -190,6 +194,8 @@ impl Server {
             store: RunStore::new(ticker_pool.clone()),
             pool: ticker_pool,
             feed: Arc::clone(&feed),
+            door: door.clone(),
+            publication,
             marks,
             status,
             readiness: Arc::clone(&readiness),
@@ -248,6 +254,25 @@ impl Server {
                 }
             }
         };
+        let door_work = {
+            let (app, stop) = (Arc::clone(&app), stop_stream.clone());
+            async move {
+                let end_leases = async {
+                    let ended = app.door.ended();
+                    loop {
+                        ended.notified().await;
+                        app.feeds.end_leases();
+                        // However many end, going through all that wait is done so often only.
+                        tokio::time::sleep(BETWEEN_ENDINGS).await;
+                    }
+                };
+                tokio::select! {
+                    () = app.door.run() => {}
+                    () = end_leases => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        };
         let ops = Ops { readiness: Arc::clone(&readiness), metrics };
         let limit = |connections: usize| listen::Limits {
             places: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
@@ -262,6 +287,7 @@ impl Server {
             tokio::spawn(limits_work),
             tokio::spawn(fleet_work),
             tokio::spawn(tls_work),
+            tokio::spawn(door_work),
             tokio::spawn(listen::serve(
                 "admin",
                 admin,
@@ -315,6 +341,8 @@ struct Ticker {
     store: RunStore,
     pool: PgPool,
     feed: Arc<Feed>,
+    door: Door,
+    publication: String,
     marks: Arc<Marks>,
     status: Arc<replication::Status>,
     readiness: Arc<Readiness>,
@@ -326,6 +354,7 @@ impl Ticker {
         let mut lag = Lag::default();
         let mut looked = false;
         let mut unmeasured = RETAINED_EVERY;
+        let mut published = false;
         for tick in 0u32.. {
             let reason = tokio::select! {
                 reason = self.look(&mut lag, &mut looked) => reason,
@@ -334,8 +363,11 @@ impl Ticker {
             unmeasured += 1;
             if unmeasured > RETAINED_EVERY && self.status.attached() {
                 self.measure_slot().await;
+                published = self.check_publication().await;
                 unmeasured = 0;
             }
+            // Ready means attached and caught up.
+            self.door.set_current(published && reason.is_none());
             // Histograms are kept value by value until this is called.
             self.metrics.run_upkeep();
             let ready = reason.is_none();
@@ -359,6 +391,7 @@ impl Ticker {
             Err(error) => return Some(error.to_string()),
         };
         self.marks.saw_server_at(server.flush_lsn);
+        self.door.settle(&server.snapshot);
         let settled = self.feed.settle(server.snapshot);
         self.marks.settle(settled);
         let behind = lag.measure(Instant::now(), server.flush_lsn, self.feed.head());
@@ -374,6 +407,30 @@ impl Ticker {
             return Some(format!("the stream is {} bytes of log behind", behind.bytes));
         }
         None
+    }
+
+    /// Whether the stream carries the tables of keys. What it does not carry is not known in time.
+    async fn check_publication(&self) -> bool {
+        let missing = match replication::unpublished(&self.pool, &self.publication).await {
+            Ok(missing) => missing,
+            Err(_) => return false,
+        };
+        let published = missing.is_none();
+        metrics::gauge!(telemetry::KEYS_PUBLISHED).set(if published { 1.0 } else { 0.0 });
+        let advice = missing.map(|missing| {
+            format!(
+                "revoked keys are noticed after 5 s only, until their tables are published: {}",
+                missing.remedy
+            )
+        });
+        if self.readiness.advise(advice.clone()) {
+            // What came in between is not known.
+            self.door.forget_all();
+            if let Some(advice) = advice {
+                tracing::warn!("{advice}");
+            }
+        }
+        published
     }
 
     async fn measure_slot(&self) {

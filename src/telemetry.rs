@@ -85,6 +85,22 @@ metric_names! {
     FLEET_GATEWAYS = "runwire_fleet_gateways";
     /// TLS handshakes that came to nothing, by why: `timeout` or `refused`.
     TLS_FAILED = "runwire_tls_handshakes_failed_total";
+    /// Credentials that were judged, since they were not known: by what is in memory, by a query, or
+    /// refused.
+    VERDICTS = "runwire_credentials_judged_total";
+    /// Credentials that wait for the stream or the database now.
+    LOOKUPS_WAITING = "runwire_credential_lookups_waiting";
+    /// Credentials that nobody could judge because of a limit: `budget`, `places`, or `stale` (the
+    /// database did not show what the stream had brought).
+    LOOKUPS_REFUSED = "runwire_credential_lookups_refused_total";
+    /// Credentials that ended while they were known: revoked, expired early, or changed.
+    LEASES_ENDED = "runwire_credentials_ended_total";
+    /// Memory that environments and keys take, in bytes; 0 while they are not held.
+    KEY_BYTES = "runwire_key_bytes";
+    /// How often the environments and keys were loaded.
+    KEY_LOADS = "runwire_key_loads_total";
+    /// Whether the publication carries the tables of keys.
+    KEYS_PUBLISHED = "runwire_keys_published";
 }
 
 /// Installs the metrics recorder of this process, once, and describes every metric.
@@ -150,6 +166,13 @@ fn describe() {
     describe_gauge!(FLEET_CONNECTED, "Whether Redis answers, so that limits hold across gateways");
     describe_gauge!(FLEET_GATEWAYS, "Gateways that share limits by way of Redis");
     describe_counter!(TLS_FAILED, "TLS handshakes that came to nothing, by why");
+    describe_counter!(VERDICTS, "Credentials judged, from memory, by a query, or refused");
+    describe_gauge!(LOOKUPS_WAITING, "Credentials that wait for the stream or the database");
+    describe_counter!(LOOKUPS_REFUSED, "Credentials that nobody could judge, by limit");
+    describe_counter!(LEASES_ENDED, "Credentials that ended while they were known");
+    describe_gauge!(KEY_BYTES, Unit::Bytes, "Memory that environments and keys take");
+    describe_counter!(KEY_LOADS, "How often the environments and keys were loaded");
+    describe_gauge!(KEYS_PUBLISHED, "Whether the publication carries the tables of keys");
 }
 
 /// What a feed counts with every answer, looked up once.

@@ -1,217 +1,245 @@
 //! The door: headers in, a caller or a refusal out.
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
 use axum::http::HeaderMap;
-use sha2::{Digest as _, Sha256};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use moka::{policy::EvictionPolicy, sync::Cache};
 use sqlx::PgPool;
+use tokio::sync::{Notify, Semaphore};
 
 use super::{
+    barrier::Barrier,
     credential::{Credential, CredentialError, Fingerprint},
-    environments::{self, Signer, SigningKey},
-    memory::{Generation, Kept, Memory, Retention},
+    facts::Concern,
+    grant::{Caller, Clock, Grant, Patience},
+    grants::Grants,
+    judge::{Rules, millis},
+    keyring::Keyring,
+    lookup::Reading,
+    memory::{Generation, Memory},
     refusal::Refusal,
     registry::Registry,
-    token::{Presented, PublicToken, TokenError, classify},
-    verdict::{self, Caller, Verdict},
+    settings::Settings,
 };
+use crate::{postgres::Snapshot, replication::change::Event, telemetry};
 
-/// How the door works. [`Settings::default`] suits a gateway whose key tables are not replicated.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// How long what the database said of a good credential is believed.
-    pub accepted_for: Duration,
-    /// How long a refusal is believed. It is shorter, since a key may be about to exist.
-    pub refused_for: Duration,
-    /// Memory for good credentials, in bytes; about 500 per credential.
-    pub accepted_bytes: u64,
-    /// How many refusals are remembered.
-    pub refused_entries: u64,
-    /// How many look-ups run in the database at once.
-    pub lookups: usize,
-    /// How many look-ups may wait for their turn; more are refused as [`Refusal::Unavailable`].
-    pub lookups_waiting: usize,
-    /// How long a look-up may take, its wait included.
-    pub lookup_deadline: Duration,
-    /// Whether additional keys are accepted at all (`runs-and-auth.md` 12.3, the platform's switch).
-    pub additional_keys: bool,
-}
+/// A credential whose grant nobody asked for is forgotten after this.
+const IDLE: Duration = Duration::from_secs(90);
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            accepted_for: Duration::from_secs(5),
-            refused_for: Duration::from_secs(1),
-            accepted_bytes: 128 << 20,
-            refused_entries: 50_000,
-            lookups: 8,
-            lookups_waiting: 4096,
-            lookup_deadline: Duration::from_secs(2),
-            additional_keys: true,
-        }
-    }
-}
-
-/// Authenticates requests against the database, and remembers what it learnt for a few seconds.
+/// Authenticates requests by what is known of the keys, which the stream keeps; by the database where
+/// that is not possible.
 ///
 /// A clone shares everything with its original. Its `Debug` shows the settings only.
 #[derive(Clone)]
-pub struct Door {
-    settings: Arc<Settings>,
-    registry: Arc<Registry>,
+pub struct Door(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub settings: Settings,
+    pub rules: Rules,
+    pub clock: Clock,
+    pub registry: Registry,
+    pub keyring: Keyring,
+    pub grants: Grants,
+    /// Good credentials, by bearer and branch.
+    known: Cache<Fingerprint, Arc<Grant>>,
+    /// Refused ones, and the generation that they were refused in.
+    refused: Cache<Fingerprint, (u64, Refusal)>,
+    /// What the database said of keys and environments, while that is needed.
+    pub readings: Memory<Arc<Reading>>,
     generation: Generation,
-    /// By bearer and branch.
-    verdicts: Memory<Verdict>,
-    /// By environment: each of its tokens is verified with one look-up for all.
-    signers: Memory<Arc<Signer>>,
+    pub barrier: Barrier,
+    pub places: Semaphore,
+    pub budget: DefaultDirectRateLimiter,
+    /// Whether the stream tells of all changes of keys in time.
+    current: AtomicBool,
+    pub became_current: Notify,
+    /// Whether the keys are being loaded, or will be soon.
+    pub loading: AtomicBool,
+    /// Told when they are, or are not to be waited for.
+    pub loaded: Notify,
 }
 
 impl Door {
-    /// A door that asks `pool`. It connects when the first credential comes.
+    /// A door that asks `pool`. It connects when the first credential comes. Until [`Door::run`] runs
+    /// and the stream is current, credentials are looked up.
     pub fn new(pool: PgPool, settings: Settings) -> Self {
         let generation = Generation::new(AtomicU64::new(0));
-        let retention = Retention {
-            accepted_for: settings.accepted_for,
-            refused_for: settings.refused_for,
-            accepted_bytes: settings.accepted_bytes,
-            refused_entries: settings.refused_entries,
-        };
-        let weigh_signer = |signer: &Arc<Signer>| 256 + 128 * signer.rotated.len();
-        Self {
-            registry: Arc::new(Registry::new(
+        let readings = Memory::new(
+            generation.clone(),
+            settings.accepted_for,
+            settings.accepted_bytes / 4,
+            |reading: &Arc<Reading>| 256 + reading.facts.bytes(),
+        );
+        let known = Cache::builder()
+            .weigher(|_, grant: &Arc<Grant>| u32::try_from(grant.weight()).unwrap_or(u32::MAX))
+            .max_capacity(settings.accepted_bytes)
+            // The default policy may refuse newcomers while the cache is full, and then each of
+            // their requests would be judged anew.
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_idle(IDLE)
+            .build();
+        let refused = Cache::builder()
+            .max_capacity(settings.refused_entries)
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_live(settings.refused_for)
+            .build();
+        Self(Arc::new(Inner {
+            rules: Rules {
+                additional_keys: settings.additional_keys,
+                archived_branch_tokens: settings.archived_branch_tokens,
+                tokens: settings.tokens,
+            },
+            clock: Clock::start(),
+            registry: Registry::new(
                 pool,
                 settings.lookups,
                 settings.lookups_waiting,
                 settings.lookup_deadline,
-            )),
-            verdicts: Memory::new(generation.clone(), retention, Verdict::weight),
-            signers: Memory::new(generation.clone(), retention, weigh_signer),
+            ),
+            keyring: Keyring::default(),
+            grants: Grants::default(),
+            known,
+            refused,
+            readings,
             generation,
-            settings: Arc::new(settings),
-        }
+            barrier: Barrier::default(),
+            places: Semaphore::new(settings.lookups_waiting),
+            budget: RateLimiter::direct(Quota::per_second(settings.lookups_per_second)),
+            current: AtomicBool::new(false),
+            became_current: Notify::new(),
+            loading: AtomicBool::new(false),
+            loaded: Notify::new(),
+            settings,
+        }))
     }
 
     /// Lets a request in or says why not (`runs-and-auth.md` 12).
     ///
-    /// A credential seen within the last seconds costs a digest and a look-up in memory. Otherwise
-    /// there is at most one query, shared with whoever else asks for the same.
+    /// A credential that is known costs a digest and a look-up in memory.
     pub async fn admit(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
         let credential = Credential::read(headers).map_err(|error| match error {
             CredentialError::Missing => Refusal::MissingKey,
             CredentialError::TooLong => Refusal::InvalidKey,
         })?;
         let fingerprint = credential.fingerprint();
-        let remembered = self.verdicts.recall(&fingerprint, self.settings.accepted_for);
-        let outcome = match remembered {
-            Some(kept) => kept.outcome,
-            None => match classify(credential.bearer()) {
-                Presented::PublicToken(token) => self.judge_token(fingerprint, &token).await,
-                Presented::AdditionalKey if !self.settings.additional_keys => {
-                    Err(Refusal::InvalidKey)
-                }
-                Presented::AdditionalKey => self.judge_key(fingerprint, &credential, true).await,
-                Presented::RootKey => self.judge_key(fingerprint, &credential, false).await,
-            },
-        };
-        let Verdict { caller, once_expired } = outcome?;
-        match caller.expires_at {
-            Some(end) if SystemTime::now() >= end => Err(once_expired),
-            _ => Ok(caller),
+        let known = self.0.known.get(&fingerprint);
+        if let Some(grant) = &known
+            && grant.is_good(self.0.believed_for())
+        {
+            return grant.caller(millis(SystemTime::now()));
+        }
+        if known.is_none()
+            && let Some((generation, refusal)) = self.0.refused.get(&fingerprint)
+            && generation == self.0.generation.load(Ordering::Acquire)
+        {
+            return Err(refusal);
+        }
+        let generation = self.0.generation.load(Ordering::Acquire);
+        let known = known.is_some_and(|grant| grant.is_open());
+        match Box::pin(self.0.meet(&credential, known)).await {
+            Ok(grant) => {
+                let caller = grant.caller(millis(SystemTime::now()));
+                self.0.known.insert(fingerprint, grant);
+                caller
+            }
+            Err(Refusal::Unavailable) => Err(Refusal::Unavailable),
+            Err(refusal) => {
+                self.0.known.invalidate(&fingerprint);
+                self.0.refused.insert(fingerprint, (generation, refusal));
+                Err(refusal)
+            }
         }
     }
 
-    /// Voids all that is remembered. To be called when a key table has changed: what is asked from
-    /// now on is answered by queries that begin after this call.
+    /// Takes in the next step of the stream: what rests on rows that changed is judged again, and
+    /// ended if it no longer holds. To be called in the stream's order, before what follows the stream
+    /// tells anybody how far it is.
+    pub fn apply(&self, event: &Event) {
+        let mut concerns = self.0.keyring.apply(event);
+        if concerns.is_empty() {
+            return;
+        }
+        // A transaction may touch many rows of one environment.
+        let mut seen = HashSet::with_capacity(concerns.len());
+        concerns.retain(|concern| seen.insert(concern.clone()));
+        self.0.void_readings();
+        self.0.judge_again(&concerns);
+    }
+
+    /// A query has finished that saw this: what it showed need not be remembered for others.
+    pub fn settle(&self, snapshot: &Snapshot) {
+        self.0.keyring.settle(snapshot);
+    }
+
+    /// Says whether the stream is attached, carries the tables of keys, and is not behind. While it
+    /// is not, nothing is believed for longer than [`Settings::accepted_for`].
+    pub fn set_current(&self, current: bool) {
+        if !self.0.current.swap(current, Ordering::AcqRel) && current {
+            self.0.became_current.notify_one();
+        }
+    }
+
+    /// Whether all environments and keys are held in memory and kept by the stream.
+    pub fn is_loaded(&self) -> bool {
+        self.0.is_current() && self.0.keyring.is_complete()
+    }
+
+    /// Told whenever something has ended that may be held open.
+    pub fn ended(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.grants.ended)
+    }
+
+    /// Voids all that is remembered: what is asked from now on is answered by queries that begin
+    /// after this call, and what is open is looked at again.
     pub fn forget_all(&self) {
+        self.0.keyring.distrust();
+        self.0.void_readings();
+        self.0.judge_again(&[Concern::All]);
+    }
+}
+
+impl Inner {
+    /// Whether the stream tells of all changes in time.
+    pub fn is_current(&self) -> bool {
+        self.current.load(Ordering::Acquire)
+    }
+
+    /// How long facts are believed that nobody has looked at again.
+    pub fn believed_for(&self) -> Duration {
+        if self.is_current() { self.settings.confirmed_for } else { self.settings.accepted_for }
+    }
+
+    /// Voids what was read of the database before now, and what was refused.
+    pub fn void_readings(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    async fn judge_key(
-        &self,
-        fingerprint: Fingerprint,
-        credential: &Credential<'_>,
-        additional: bool,
-    ) -> Result<Verdict, Refusal> {
-        let kept = self.verdicts.learn(fingerprint, self.settings.accepted_for, || {
-            let registry = Arc::clone(&self.registry);
-            let key: Box<str> = credential.bearer().into();
-            let branch: Option<Box<str>> = credential.branch().map(Box::from);
-            async move {
-                let branch = branch.as_deref();
-                let holder = if additional {
-                    let query = environments::by_additional_key(&registry.pool, &key, branch);
-                    registry.ask(query).await
-                } else {
-                    registry.ask(environments::by_root_key(&registry.pool, &key, branch)).await
-                };
-                verdict::of_key(holder?.ok_or(Refusal::InvalidKey)?, branch)
-            }
+    pub fn judge_again(&self, concerns: &[Concern]) {
+        // Who is let in meanwhile waits for the lock or is found.
+        let patience =
+            Patience { told: self.settings.confirmed_for, untold: self.settings.accepted_for };
+        self.keyring.look(|state| {
+            self.grants.judge_again(concerns, state.complete(), &self.rules, &patience);
         });
-        kept.await.outcome
-    }
-
-    async fn judge_token(
-        &self,
-        fingerprint: Fingerprint,
-        token: &PublicToken<'_>,
-    ) -> Result<Verdict, Refusal> {
-        let id = token.subject().ok_or(Refusal::InvalidPublicAccessToken)?;
-        let judge = |signer: &Kept<Arc<Signer>>| match &signer.outcome {
-            Ok(signer) => Ok(verdict::of_token(signer, token)),
-            Err(refusal) => Err(*refusal),
-        };
-        let mut signer = self.signer(id, self.settings.accepted_for).await;
-        let mut judged = judge(&signer);
-        // The key may just have been rotated: a bad signature is believed only of fresh facts.
-        if matches!(judged, Ok(Err(TokenError::Signature)))
-            && signer.read_at.elapsed() >= self.settings.refused_for
-        {
-            signer = self.signer(id, self.settings.refused_for).await;
-            judged = judge(&signer);
-        }
-        let outcome = match judged {
-            Ok(Ok(verdict)) => Ok(verdict),
-            Ok(Err(_)) => Err(Refusal::PublicAccessTokenIsInvalid),
-            Err(refusal) => Err(refusal),
-        };
-        // The verdict is as old as the facts behind it.
-        let Kept { read_at, generation, .. } = signer;
-        self.verdicts.store(fingerprint, Kept { outcome: outcome.clone(), read_at, generation });
-        outcome
-    }
-
-    /// The secret that signs an environment's new tokens.
-    pub(super) async fn signing_key(&self, id: &str) -> Result<SigningKey, Refusal> {
-        let signer = self.signer(id, self.settings.accepted_for).await.outcome;
-        signer.map(|signer| signer.key.clone())
-    }
-
-    async fn signer(&self, id: &str, within: Duration) -> Kept<Arc<Signer>> {
-        let key: Fingerprint = Sha256::digest(id.as_bytes()).into();
-        if let Some(kept) = self.signers.recall(&key, within) {
-            return kept;
-        }
-        let load = || {
-            let registry = Arc::clone(&self.registry);
-            let id: Box<str> = id.into();
-            async move {
-                let signer = registry.ask(environments::signer(&registry.pool, &id)).await?;
-                signer.map(Arc::new).ok_or(Refusal::InvalidPublicAccessToken)
-            }
-        };
-        self.signers.learn(key, within, load).await
     }
 }
 
 impl fmt::Debug for Door {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Door").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Door").field("settings", &self.0.settings).finish_non_exhaustive()
     }
+}
+
+/// Where a verdict came from, for the count.
+pub(super) fn count(from: &'static str) {
+    metrics::counter!(telemetry::VERDICTS, "from" => from).increment(1);
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::{credential::Fingerprint, refusal::Refusal};
 
-/// Counts how often everything was voided; memories that belong together share one.
+/// Counts how often everything was voided.
 pub(super) type Generation = Arc<AtomicU64>;
 
 /// An answer and how fresh the facts behind it are.
@@ -27,17 +27,7 @@ pub(super) struct Kept<V> {
     pub generation: u64,
 }
 
-/// How much is remembered, and for how long.
-#[derive(Clone, Copy)]
-pub(super) struct Retention {
-    pub accepted_for: Duration,
-    pub refused_for: Duration,
-    pub accepted_bytes: u64,
-    pub refused_entries: u64,
-}
-
-/// Answers by fingerprint. Refusals are kept apart, so that a flood of bad credentials cannot push
-/// out the good ones.
+/// Answers by fingerprint.
 pub(super) struct Memory<V>(Arc<Inner<V>>);
 
 impl<V> Clone for Memory<V> {
@@ -47,49 +37,44 @@ impl<V> Clone for Memory<V> {
 }
 
 struct Inner<V> {
-    accepted: Cache<Fingerprint, Kept<V>>,
-    refused: Cache<Fingerprint, Kept<V>>,
+    answers: Cache<Fingerprint, Kept<V>>,
     /// Keyed by generation too: who asks after a change must not join a query from before it.
     flights: DashMap<(u64, Fingerprint), watch::Receiver<Option<Kept<V>>>>,
     generation: Generation,
-    retention: Retention,
+    kept_for: Duration,
 }
 
 impl<V: Clone + Send + Sync + 'static> Memory<V> {
-    /// `weigh` gives an accepted value's bytes on the heap, roughly.
-    pub fn new(generation: Generation, retention: Retention, weigh: fn(&V) -> usize) -> Self {
+    /// Remembers answers for that long, in so many bytes. `weigh` gives a value's bytes on the heap,
+    /// roughly.
+    pub fn new(
+        generation: Generation,
+        kept_for: Duration,
+        bytes: u64,
+        weigh: fn(&V) -> usize,
+    ) -> Self {
         let entry = size_of::<(Fingerprint, Kept<V>)>() + 64;
-        let accepted = Cache::builder()
+        let answers = Cache::builder()
             .weigher(move |_, kept: &Kept<V>| {
                 let value = kept.outcome.as_ref().map_or(0, weigh);
                 u32::try_from(entry + value).unwrap_or(u32::MAX)
             })
-            .max_capacity(retention.accepted_bytes)
+            .max_capacity(bytes)
             // The default policy may refuse newcomers while the cache is full, and then each of
             // their requests would be a query.
             .eviction_policy(EvictionPolicy::lru())
-            .time_to_live(retention.accepted_for)
+            .time_to_live(kept_for)
             .build();
-        let refused = Cache::builder()
-            .max_capacity(retention.refused_entries)
-            .eviction_policy(EvictionPolicy::lru())
-            .time_to_live(retention.refused_for)
-            .build();
-        Self(Arc::new(Inner { accepted, refused, flights: DashMap::new(), generation, retention }))
+        Self(Arc::new(Inner { answers, flights: DashMap::new(), generation, kept_for }))
     }
 
-    /// A remembered answer whose facts are younger than `within`, and than their kind is kept.
+    /// A remembered answer whose facts are younger than `within`.
     pub fn recall(&self, key: &Fingerprint, within: Duration) -> Option<Kept<V>> {
         self.0.recall(key, within)
     }
 
-    /// Remembers an answer that was worked out from facts of another memory.
-    pub fn store(&self, key: Fingerprint, kept: Kept<V>) {
-        self.0.store(key, kept);
-    }
-
-    /// Runs `load` unless somebody already does so for this key, and remembers what it gives, except
-    /// [`Refusal::Unavailable`]. An answer younger than `within` that came meanwhile will do.
+    /// Runs `load` unless somebody already does so for this key, and remembers what it gives
+    /// unless that is a refusal. An answer younger than `within` that came meanwhile will do.
     ///
     /// `load` runs on a task of its own and goes on when the caller leaves, since others may wait for it.
     pub async fn learn<F>(
@@ -126,29 +111,14 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
 impl<V: Clone + Send + Sync + 'static> Inner<V> {
     fn recall(&self, key: &Fingerprint, within: Duration) -> Option<Kept<V>> {
         let generation = self.generation.load(Ordering::Acquire);
-        let find = |cache: &Cache<Fingerprint, Kept<V>>, kept_for: Duration| {
-            cache.get(key).filter(|kept| {
-                kept.generation == generation && kept.read_at.elapsed() < kept_for.min(within)
-            })
-        };
-        find(&self.accepted, self.retention.accepted_for)
-            .or_else(|| find(&self.refused, self.retention.refused_for))
+        self.answers.get(key).filter(|kept| {
+            kept.generation == generation && kept.read_at.elapsed() < self.kept_for.min(within)
+        })
     }
 
     fn store(&self, key: Fingerprint, kept: Kept<V>) {
-        if kept.generation != self.generation.load(Ordering::Acquire) {
-            return;
-        }
-        match &kept.outcome {
-            Err(Refusal::Unavailable) => {}
-            Err(_) => {
-                self.accepted.invalidate(&key);
-                self.refused.insert(key, kept);
-            }
-            Ok(_) => {
-                self.refused.invalidate(&key);
-                self.accepted.insert(key, kept);
-            }
+        if kept.outcome.is_ok() && kept.generation == self.generation.load(Ordering::Acquire) {
+            self.answers.insert(key, kept);
         }
     }
 }

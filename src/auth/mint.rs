@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 use super::credential::{Credential, MAX_BEARER_BYTES};
 use super::door::Door;
 use super::expiry::Expiry;
+use super::grant::Caller;
 use super::refusal::Refusal;
 use super::scope::Scope;
 use super::token::{AUDIENCE, ISSUER, Presented, classify};
-use super::verdict::Caller;
 
 /// What a new token is to say. Its environment is the caller's.
 #[derive(Clone, Debug, Default)]
@@ -97,7 +97,10 @@ impl Door {
         expiry: Expiry,
     ) -> Result<String, MintError> {
         wish.check(caller)?;
-        let key = self.signing_key(&caller.environment_id).await?;
+        let key = self.0.signing_key(&caller.environment_id).await?;
+        if key.reveal().is_empty() {
+            return Err(MintError::Unsigned);
+        }
         let issued = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |at| at.as_secs());
         let mut claims = json!({
             "sub": &*caller.environment_id, "pub": true, "iss": ISSUER, "aud": AUDIENCE,

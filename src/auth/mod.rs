@@ -4,22 +4,32 @@
 //! (`runs-and-auth.md` 12). The resource then asks the caller's [`Ability`] whether its scopes grant
 //! what the request touches (13).
 
+mod barrier;
 mod credential;
 mod door;
-mod environments;
 mod expiry;
+mod facts;
+mod grant;
+mod grants;
+mod judge;
+mod keyring;
+mod lookup;
+mod meet;
 mod memory;
 mod mint;
 mod refusal;
 mod registry;
 mod scope;
+mod settings;
 mod token;
-mod verdict;
+mod upkeep;
 
 pub use credential::digest_of_bearer;
-pub use door::{Door, Settings};
+pub use door::Door;
 pub use expiry::{Expiry, NoSpan};
+pub use grant::Caller;
 pub use mint::{MintError, Wish};
 pub use refusal::Refusal;
 pub use scope::{Ability, Resource, Scope};
-pub use verdict::Caller;
+pub use settings::Settings;
+pub use token::TokenRules;

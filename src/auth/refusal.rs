@@ -1,5 +1,7 @@
 //! Why somebody is not let in, in the words of the contract.
 
+use crate::lease::Lease;
+
 /// A refusal, as the contract tells clients of it (`runs-and-auth.md` 15).
 ///
 /// `http` gives it a status. It never says more than the client may know.
@@ -38,6 +40,31 @@ impl Refusal {
             Self::Forbidden => "Unauthorized",
             Self::Unavailable => "Service Unavailable",
         }
+    }
+}
+
+/// Left in a lease when its credential is good, but for something else than before.
+const CHANGED: u8 = u8::MAX;
+
+impl Refusal {
+    /// Those that end what was open.
+    const ENDING: [Refusal; 5] = [
+        Self::InvalidKey,
+        Self::BranchRequired,
+        Self::NoMatchingBranch,
+        Self::InvalidPublicAccessToken,
+        Self::PublicAccessTokenIsInvalid,
+    ];
+
+    /// Why a lease is over. `None`: it is not, or its credential would be let in again, to ask anew.
+    pub fn of(lease: &Lease) -> Option<Refusal> {
+        Self::ENDING.get(usize::from(lease.over()?) - 1).copied()
+    }
+
+    /// What is left in a lease that ends with this refusal.
+    pub(super) fn code(refusal: Option<Refusal>) -> u8 {
+        let place = Self::ENDING.iter().position(|ending| Some(*ending) == refusal);
+        place.map_or(CHANGED, |place| place as u8 + 1)
     }
 }
 

@@ -10,7 +10,8 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::Value;
 
-use super::{environments::SigningKey, scope::Ability};
+use super::scope::Ability;
+use crate::replication::keys::SigningKey;
 
 pub(super) const ISSUER: &str = "https://id.trigger.dev";
 pub(super) const AUDIENCE: &str = "https://api.trigger.dev";
@@ -51,8 +52,8 @@ fn is_additional_key(bearer: &str) -> bool {
 /// Why a public access token is not accepted. Clients are told none of this apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// The header is not a plain HS256 header.
-    #[error("the algorithm is not HS256")]
+    /// The header is not a plain one of an accepted algorithm.
+    #[error("the algorithm is not accepted")]
     Algorithm,
     /// No key that was tried made this signature.
     #[error("the signature does not match")]
@@ -63,8 +64,7 @@ pub enum TokenError {
     /// `aud` neither is nor contains Trigger.dev's API.
     #[error("the audience is foreign")]
     Audience,
-    /// `exp` has passed, is no number, or is missing: a token without an end is refused, though
-    /// Trigger.dev's own servers accept it.
+    /// `exp` has passed, is no number, or is missing where it must not be.
     #[error("expired, or without expiry")]
     Expiry,
     /// `nbf` lies ahead or is no number.
@@ -73,6 +73,25 @@ pub enum TokenError {
     /// `iat` is no number.
     #[error("no time of issue")]
     IssuedAt,
+}
+
+/// Which tokens are accepted. Trigger.dev's own servers are lax about both: such a token is good for
+/// ever, and the algorithms are as good as HS256.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokenRules {
+    /// Whether a token without `exp`, and HS384 and HS512, are accepted.
+    pub lax: bool,
+}
+
+impl TokenRules {
+    fn algorithm(self, name: &str) -> Option<Algorithm> {
+        match name {
+            "HS256" => Some(Algorithm::HS256),
+            "HS384" if self.lax => Some(Algorithm::HS384),
+            "HS512" if self.lax => Some(Algorithm::HS512),
+            _ => None,
+        }
+    }
 }
 
 /// A public access token that has been taken apart, with claims that nobody vouches for yet.
@@ -88,8 +107,8 @@ pub struct PublicToken<'a> {
 pub struct Verified {
     /// From `scopes`; a claim that is no array grants nothing.
     pub ability: Ability,
-    /// When the token ends.
-    pub expires_at: SystemTime,
+    /// When the token ends, if it does.
+    pub expires_at: Option<SystemTime>,
     /// `realtime.skipColumns` if that is an array; its members that are not text are dropped.
     pub skip_columns: Option<Arc<[String]>>,
     /// `realtime.throttleMs` if that is a number from 0 on.
@@ -125,11 +144,14 @@ impl<'a> PublicToken<'a> {
         &self,
         keys: impl IntoIterator<Item = &'k SigningKey>,
         now: SystemTime,
+        rules: TokenRules,
     ) -> Result<Verified, TokenError> {
-        self.check_header()?;
-        let key_index =
-            keys.into_iter().position(|key| self.signed_by(key)).ok_or(TokenError::Signature)?;
-        let expires_at = self.check_claims(now)?;
+        let algorithm = self.algorithm(rules)?;
+        let key_index = keys
+            .into_iter()
+            .position(|key| self.signed_by(key, algorithm))
+            .ok_or(TokenError::Signature)?;
+        let expires_at = self.check_claims(now, rules)?;
         let scopes = self.claims.get("scopes").and_then(Value::as_array).into_iter().flatten();
         Ok(Verified {
             ability: Ability::from_scopes(scopes.filter_map(Value::as_str)),
@@ -140,27 +162,32 @@ impl<'a> PublicToken<'a> {
         })
     }
 
-    fn check_header(&self) -> Result<(), TokenError> {
+    fn algorithm(&self, rules: TokenRules) -> Result<Algorithm, TokenError> {
         let header = json(self.header).ok_or(TokenError::Algorithm)?;
         // `crit` names extensions that must be understood; there are none that we do.
-        let plain = header.get("alg").and_then(Value::as_str) == Some("HS256")
-            && header.get("crit").is_none();
-        plain.then_some(()).ok_or(TokenError::Algorithm)
+        let name = header.get("alg").filter(|_| header.get("crit").is_none());
+        name.and_then(Value::as_str)
+            .and_then(|name| rules.algorithm(name))
+            .ok_or(TokenError::Algorithm)
     }
 
-    fn signed_by(&self, key: &SigningKey) -> bool {
+    fn signed_by(&self, key: &SigningKey, algorithm: Algorithm) -> bool {
         // An empty secret would let anybody sign.
         !key.reveal().is_empty()
             && jsonwebtoken::crypto::verify(
                 self.signature,
                 self.signed.as_bytes(),
                 &DecodingKey::from_secret(key.reveal().as_bytes()),
-                Algorithm::HS256,
+                algorithm,
             )
             .unwrap_or(false)
     }
 
-    fn check_claims(&self, now: SystemTime) -> Result<SystemTime, TokenError> {
+    fn check_claims(
+        &self,
+        now: SystemTime,
+        rules: TokenRules,
+    ) -> Result<Option<SystemTime>, TokenError> {
         let claim = |name| self.claims.get(name);
         if claim("iss").and_then(Value::as_str) != Some(ISSUER) {
             return Err(TokenError::Issuer);
@@ -180,10 +207,14 @@ impl<'a> PublicToken<'a> {
         if claim("nbf").is_some_and(|from| from.as_f64().is_none_or(|from| from > second)) {
             return Err(TokenError::NotBefore);
         }
-        match claim("exp").and_then(Value::as_f64) {
+        let Some(end) = claim("exp") else {
+            return if rules.lax { Ok(None) } else { Err(TokenError::Expiry) };
+        };
+        match end.as_f64() {
             Some(end) if end > second => {
                 // Whole seconds are compared, so a fraction ends with its second.
-                Ok(UNIX_EPOCH + Duration::from_secs(end.ceil().min(LATEST_EXPIRY) as u64))
+                let end = Duration::from_secs(end.ceil().min(LATEST_EXPIRY) as u64);
+                Ok(Some(UNIX_EPOCH + end))
             }
             _ => Err(TokenError::Expiry),
         }

@@ -249,6 +249,7 @@ fn settings(args: &DevArgs, database_url: &str) -> Result<server::Settings, DevE
         sql_url: url.clone(),
         database_connections: 8,
         replication: replication::Settings::new(url, NAME.to_owned(), NAME.to_owned()),
+        auth: crate::auth::Settings::default(),
         window: args.feed.limits(),
         feeds: args.feed.settings(),
         reader: args.feed.reader_limits(8),

@@ -17,6 +17,7 @@ use super::image::{Image, MessageKey, Operation};
 use super::news::RunNews;
 use super::position::Position;
 use super::window::Feed;
+use crate::lease::Lease;
 use crate::limits::Gate;
 use crate::postgres::Lsn;
 use crate::runs::columns::{Column, ColumnSet};
@@ -87,6 +88,8 @@ pub enum Outcome {
     Forbidden,
     /// Not now: the stream or the database is not there, or too much is asked at once.
     Unavailable,
+    /// The lease that came with the request is over.
+    Over(Lease),
 }
 
 /// A body and what goes with it.
@@ -151,6 +154,11 @@ impl Feeds {
             }
         };
         tokio::join!(self.feed.waiters.run_rounds(), self.tell_untold(), tell);
+    }
+
+    /// Ends what waits with a lease that is over.
+    pub fn end_leases(&self) {
+        self.feed.waiters.wake_ended();
     }
 
     /// The internal id of a batch. One that was just created is waited for.

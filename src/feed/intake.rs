@@ -110,7 +110,7 @@ impl Feed {
             let id = match &change {
                 Change::RunInserted(new) | Change::RunUpdated { new, .. } => new.text(Column::Id),
                 Change::RunDeleted(id) => Some(id.as_str()),
-                Change::RunsTruncated | Change::TooLarge | Change::KeysChanged => None,
+                Change::RunsTruncated | Change::TooLarge | Change::Key(_) => None,
             };
             let Some(id) = id else { continue };
             let before = match within.get(id) {
@@ -179,7 +179,7 @@ impl Feed {
                 }
             }
             Change::RunDeleted(_) => self.tags.forget(id),
-            Change::RunsTruncated | Change::TooLarge | Change::KeysChanged => {}
+            Change::RunsTruncated | Change::TooLarge | Change::Key(_) => {}
         }
         None
     }
@@ -225,7 +225,7 @@ impl Feed {
                 inserted: false,
                 before: Before::SamePlaces,
             }),
-            Change::RunsTruncated | Change::TooLarge | Change::KeysChanged => None,
+            Change::RunsTruncated | Change::TooLarge | Change::Key(_) => None,
         }
     }
 

@@ -174,7 +174,7 @@ async fn news_that_say_nothing_to_a_client_keep_its_poll_held_and_at_rest() {
     let (feed, feeds, mut poll) = begun(Duration::ZERO, Some(LONG));
     poll.view.columns = ColumnSet::without(std::iter::once("metadata"));
     let handle = super::handle::Handle::issue(1, poll.view.feed.digest(poll.view.columns), Lsn(50));
-    poll.handle = handle.encode();
+    poll.handle = handle.encode().into();
     feed.apply(commit(2, now(), &[(Column::Status, "EXECUTING"), (Column::Metadata, "a")]));
     let held = hold(&feeds, poll).await;
     feed.apply(commit(3, now(), &[(Column::Status, "EXECUTING"), (Column::Metadata, "b")]));

@@ -16,6 +16,7 @@ use super::join::Joined;
 use super::pace;
 use super::position::Position;
 use super::wire;
+use crate::lease::Lease;
 use crate::runs::columns::Column;
 use crate::runs::created::{Floor, timestamp_millis};
 use crate::runs::reader::Patience;
@@ -138,7 +139,7 @@ impl Feeds {
         if left().is_none() {
             return;
         }
-        let waiter = self.feed.waiters.join(filter.topics[0]);
+        let waiter = self.feed.waiters.join(filter.topics[0], Lease::default());
         let longest = Instant::now() + fold;
         // A wake may be that of the completion itself, which is seen before it wakes anybody.
         loop {
@@ -196,7 +197,7 @@ impl Feeds {
         filter: &Filter,
         patience: Patience,
     ) -> Result<Option<OpenedRun>, Unavailable> {
-        let waiter = self.feed.waiters.join(filter.topics[0]);
+        let waiter = self.feed.waiters.join(filter.topics[0], Lease::default());
         if let Some(opened) = self.query_run(open, patience).await? {
             return Ok(Some(opened));
         }

@@ -15,6 +15,7 @@ use super::news::{News, Reading, STRETCH};
 use super::pace;
 use super::position::Position;
 use super::waiters::Waiter;
+use crate::lease::Lease;
 use crate::postgres::Lsn;
 use crate::runs::columns::Column;
 use crate::runs::created::timestamp_text;
@@ -25,13 +26,15 @@ pub struct Poll {
     /// What the client sees of which feed.
     pub view: View,
     /// The client's handle, as it sent it.
-    pub handle: String,
+    pub handle: Box<str>,
     /// The client's offset.
     pub after: Position,
     /// When to answer that nothing is new; `None` answers at once.
     pub hold_until: Option<Instant>,
     /// The shortest time between two answers that something changed.
     pub throttle: Duration,
+    /// Nothing is told once this is over.
+    pub lease: Lease,
 }
 
 /// A client's place in its feed, followed from answer to answer.
@@ -53,6 +56,8 @@ pub enum Next {
     TooOld,
     /// The database is needed and does not answer.
     Unavailable,
+    /// The lease is over.
+    Over,
 }
 
 /// News that are ready to be sent.
@@ -105,10 +110,11 @@ impl Feeds {
             Next::Nothing => (Body::up_to_date(), None),
             Next::TooOld => return self.refetch(&poll.view, &poll.handle, poll.after),
             Next::Unavailable => return Outcome::Unavailable,
+            Next::Over => return Outcome::Over(poll.lease),
         };
         // What is seen here is never below what the client has.
         let offset = subscription.seen();
-        let handle = poll.handle;
+        let handle = poll.handle.into();
         Outcome::Answer(Answer {
             handle,
             offset,
@@ -132,7 +138,8 @@ impl Feeds {
         }
         let floor = handle.floor.map(|floor| self.floor_to_follow(floor)).unwrap_or_default();
         let filter = self.filter(&poll.view.feed, floor);
-        let waiter = self.feed.waiters.join(self.feed.quietest(&filter));
+        let topic = self.feed.quietest(&filter);
+        let waiter = self.feed.waiters.join(topic, poll.lease.clone());
         if !self.is_reachable(poll.after).await {
             return None;
         }
@@ -166,6 +173,9 @@ impl Subscription {
         let mut untold_since = None;
         loop {
             let woken = self.waiter.woken();
+            if self.waiter.is_over() {
+                return Next::Over;
+            }
             let (mut due, mut folds) = (None, false);
             match Box::pin(self.follow.look(&self.feeds, &self.waiter)).await {
                 Look::TooOld => return Next::TooOld,
@@ -178,7 +188,8 @@ impl Subscription {
                     if wait.is_zero() || since.elapsed() >= throttle + fold {
                         drop(woken);
                         if let Some(next) = self.deliver(view, head, news).await {
-                            return next;
+                            // It may have waited for the database.
+                            return if self.waiter.is_over() { Next::Over } else { next };
                         }
                         untold_since = None;
                         continue;

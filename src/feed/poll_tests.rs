@@ -13,6 +13,7 @@ use super::position::Position;
 use super::tests::{row_of, tx};
 use super::window::Limits;
 use super::{Answer, Feed, FeedKey, FeedSettings, Feeds, Outcome, Poll, Runs, View};
+use crate::lease::Lease;
 use crate::postgres::Lsn;
 use crate::replication::change::{Change, Event, Reset};
 use crate::runs::columns::{Column, ColumnSet};
@@ -60,10 +61,11 @@ fn poll_of(feed: FeedKey, horizon: Option<Horizon>, hold: Duration) -> Poll {
     handle.horizon = horizon;
     Poll {
         view,
-        handle: handle.encode(),
+        handle: handle.encode().into(),
         after: Position::before(Lsn(50)),
         hold_until: Some(Instant::now() + hold),
         throttle: Duration::ZERO,
+        lease: Lease::default(),
     }
 }
 

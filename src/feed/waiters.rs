@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use super::position::Position;
 use super::topic::Topic;
+use crate::lease::Lease;
 use crate::postgres::Lsn;
 
 /// How many of a topic's waiters are woken together. With more, each slice waits until the one
@@ -48,6 +49,8 @@ struct Place {
     woken: AtomicBool,
     /// The slice that waits for this one to have run.
     slice: Mutex<Option<Arc<Slice>>>,
+    /// What its waiter may see, it may see for as long as this.
+    lease: Lease,
 }
 
 /// The lists that are being woken in slices, in turn.
@@ -82,9 +85,9 @@ pub struct Waiter {
 }
 
 impl Waiters {
-    /// Takes a place on the topic's list.
-    pub fn join(self: &Arc<Self>, topic: Topic) -> Waiter {
-        let place = Arc::<Place>::default();
+    /// Takes a place on the topic's list, for as long as the lease is good.
+    pub fn join(self: &Arc<Self>, topic: Topic, lease: Lease) -> Waiter {
+        let place = Arc::new(Place { lease, ..Place::default() });
         let (list, key) = {
             let list = self.topics.entry(topic).or_default();
             let key = list.places.lock().insert(Arc::clone(&place));
@@ -113,6 +116,16 @@ impl Waiters {
     pub fn lost(&self, topic: Topic, commit: Lsn) {
         if let Some(list) = self.topics.get(&topic) {
             list.lost.fetch_max(commit.0, Ordering::AcqRel);
+        }
+    }
+
+    /// Wakes those whose lease is over. It goes through all that wait: leases end rarely, and a list
+    /// of waiters by lease would take memory for each.
+    pub fn wake_ended(&self) {
+        for list in &self.topics {
+            let places = list.places.lock();
+            let over = |place: &&Arc<Place>| place.lease.over().is_some();
+            places.iter().map(|(_, place)| place).filter(over).for_each(|place| place.wake());
         }
     }
 
@@ -266,6 +279,11 @@ impl Waiter {
     pub fn lost_nothing_after(&self, position: Position) -> bool {
         self.list.lost.load(Ordering::Acquire) < position.lsn.0
     }
+
+    /// Whether the lease is over.
+    pub fn is_over(&self) -> bool {
+        self.place.lease.over().is_some()
+    }
 }
 
 impl Drop for Waiter {
@@ -290,17 +308,36 @@ mod tests {
     async fn a_wake_between_asking_and_awaiting_is_not_lost() {
         let waiters = Arc::new(Waiters::default());
         let topic = Topics::default().run("env", "run");
-        let waiter = waiters.join(topic);
+        let waiter = waiters.join(topic, Lease::default());
         let woken = waiter.woken();
         waiters.wake(topic);
         woken.await;
+    }
+
+    #[tokio::test]
+    async fn who_has_lost_the_lease_is_woken_and_nobody_else() {
+        let waiters = Arc::new(Waiters::default());
+        let topics = Topics::default();
+        let lost = Lease::default();
+        let joined = [
+            waiters.join(topics.run("env", "a"), lost.clone()),
+            waiters.join(topics.run("env", "a"), Lease::default()),
+            waiters.join(topics.run("env", "b"), lost.clone()),
+        ];
+        let mut waits: Vec<_> = joined.iter().map(Waiter::woken).collect();
+        waiters.wake_ended();
+        assert!(waits.iter_mut().all(|woken| woken.now_or_never().is_none()));
+        lost.end(1);
+        waiters.wake_ended();
+        let woken: Vec<_> = waits.iter_mut().map(|w| w.now_or_never().is_some()).collect();
+        assert_eq!(woken, [true, false, true]);
     }
 
     #[test]
     fn the_last_to_leave_removes_the_list() {
         let waiters = Arc::new(Waiters::default());
         let topic = Topics::default().run("env", "run");
-        let (a, b) = (waiters.join(topic), waiters.join(topic));
+        let (a, b) = (waiters.join(topic, Lease::default()), waiters.join(topic, Lease::default()));
         drop(a);
         assert_eq!(waiters.len(), 1);
         drop(b);
@@ -316,7 +353,7 @@ mod tests {
     ) -> (Vec<tokio::task::JoinHandle<()>>, Arc<AtomicUsize>) {
         let told = Arc::new(AtomicUsize::new(0));
         let members = (0..size).map(|_| {
-            let (waiter, told) = (waiters.join(topic), Arc::clone(&told));
+            let (waiter, told) = (waiters.join(topic, Lease::default()), Arc::clone(&told));
             tokio::spawn(async move {
                 for _ in 0..rounds {
                     waiter.woken().await;
@@ -333,7 +370,7 @@ mod tests {
         let topics = Topics::default();
         let (tag, run) = (topics.tag("env", "tag"), topics.run("env", "run"));
         let (members, told) = crowd(&waiters, tag, 10 * SLICE, 1);
-        let lone = waiters.join(run);
+        let lone = waiters.join(run, Lease::default());
         let rounds = tokio::spawn({
             let waiters = Arc::clone(&waiters);
             async move { waiters.run_rounds().await }
@@ -384,7 +421,8 @@ mod tests {
     async fn those_who_leave_in_their_slice_hold_nobody_up() {
         let waiters = Arc::new(Waiters::default());
         let topic = Topics::default().tag("env", "tag");
-        let idle: Vec<Waiter> = (0..2 * SLICE).map(|_| waiters.join(topic)).collect();
+        let idle: Vec<Waiter> =
+            (0..2 * SLICE).map(|_| waiters.join(topic, Lease::default())).collect();
         let mut waits: Vec<_> = idle.iter().map(Waiter::woken).collect();
         for woken in &mut waits {
             assert!(woken.now_or_never().is_none());
@@ -405,7 +443,8 @@ mod tests {
     async fn a_round_waits_for_nobody_who_is_busy_and_they_are_told_when_they_ask() {
         let waiters = Arc::new(Waiters::default());
         let topic = Topics::default().tag("env", "tag");
-        let busy: Vec<Waiter> = (0..2 * SLICE).map(|_| waiters.join(topic)).collect();
+        let busy: Vec<Waiter> =
+            (0..2 * SLICE).map(|_| waiters.join(topic, Lease::default())).collect();
         let waits: Vec<_> = busy.iter().map(Waiter::woken).collect();
         waiters.wake(topic);
         let round = waiters.rounds.queue.lock().pop_front().unwrap();

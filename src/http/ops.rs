@@ -36,9 +36,11 @@ pub fn admin(ops: Ops) -> Router {
 }
 
 async fn ready(State(ops): State<Ops>) -> impl IntoResponse {
+    let advice = ops.readiness.advice().map(|advice| format!("warning: {advice}\n"));
+    let advice = advice.unwrap_or_default();
     match ops.readiness.reason() {
-        None => (StatusCode::OK, "ready\n".to_owned()),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+        None => (StatusCode::OK, format!("ready\n{advice}")),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n{advice}")),
     }
 }
 

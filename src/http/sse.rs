@@ -38,6 +38,7 @@ pub(super) async fn stream(
     let mut next = match subscription.next(&poll.view, poll.throttle, None).await {
         Next::TooOld => return refetch(),
         Next::Unavailable => return Err(Outcome::Unavailable),
+        Next::Over => return Err(Outcome::Over(poll.lease)),
         next => next,
     };
     let life = app.sse_life.mul_f64(rand::random_range(0.85..1.15));
@@ -45,7 +46,7 @@ pub(super) async fn stream(
         .map_or(life, |end| end.duration_since(SystemTime::now()).unwrap_or_default().min(life));
     let end = Instant::now() + left;
     let keep_alive = KEEP_ALIVE.min(app.sse_life / 4);
-    let (handle, after) = (poll.handle, poll.after);
+    let (handle, after) = (String::from(poll.handle), poll.after);
     let drain = app.drain.clone();
     // Begun before the body is polled, so that one that never is ends like any other.
     let held = Held::begin(&metrics.holds, live);
@@ -67,7 +68,7 @@ pub(super) async fn stream(
                 }
                 Next::Nothing => yield Ok(comment()),
                 // The client comes back from its last offset, and is told then.
-                Next::TooOld | Next::Unavailable => return,
+                Next::TooOld | Next::Unavailable | Next::Over => return,
             }
             let until = end.min(Instant::now() + keep_alive);
             next = subscription.next(&poll.view, poll.throttle, Some(until)).await;

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use super::error::HttpError;
 use super::shape::{self, ShapeQuery, ShapeRequest};
 use super::{App, Kind, batches, cors, runs, sse};
-use crate::auth::{Ability, Caller, Resource};
+use crate::auth::{Ability, Caller, Refusal, Resource};
 use crate::feed::{Facts, FeedKey, Open, Outcome, Poll, Runs, View};
+use crate::lease::Lease;
 use crate::limits::{Admitted, LivePlace};
 use crate::runs::columns::ColumnSet;
 
@@ -38,8 +39,8 @@ pub(super) struct Asked {
 }
 
 enum Work {
-    OpenRun { open: Open, run: Arc<str>, ability: Arc<Ability> },
-    OpenList(Open),
+    OpenRun { open: Open, run: Arc<str>, ability: Arc<Ability>, lease: Lease },
+    OpenList(Open, Lease),
     Poll(Poll),
     Stream(Poll, Option<SystemTime>),
 }
@@ -75,13 +76,15 @@ impl<'a> Subscriber<'a> {
         let throttle = self.throttle(app);
         let view = View { feed, columns, old_statuses: self.old_statuses };
         let handle = self.query.handle.map(Cow::into_owned);
+        let lease = self.caller.lease.clone();
         let offset = self.query.offset.as_deref().unwrap_or("-1");
         let work = match handle {
             Some(handle) if follows => {
                 // What is no offset of ours lies before everything that is held, and is answered by
                 // a 409.
                 let after = offset.parse().unwrap_or_default();
-                let poll = Poll { view, handle, after, hold_until, throttle };
+                let handle = handle.into_boxed_str();
+                let poll = Poll { view, handle, after, hold_until, throttle, lease };
                 if self.query.live && self.query.sse {
                     Work::Stream(poll, self.caller.expires_at)
                 } else {
@@ -96,9 +99,10 @@ impl<'a> Subscriber<'a> {
                 let open = Open { view, handle, returns: self.query.returns };
                 match run {
                     Some(run) => {
-                        Work::OpenRun { open, run, ability: Arc::clone(&self.caller.ability) }
+                        let ability = Arc::clone(&self.caller.ability);
+                        Work::OpenRun { open, run, ability, lease }
                     }
-                    None => Work::OpenList(open),
+                    None => Work::OpenList(open, lease),
                 }
             }
         };
@@ -185,11 +189,13 @@ impl Reply {
     async fn serve(self, app: Arc<App>, asked: Asked) -> Response<Body> {
         let Asked { shape, work } = asked;
         let outcome = match work {
-            Work::OpenRun { open, run, ability } => {
+            Work::OpenRun { open, run, ability, lease } => {
                 let opens = |facts: &Facts| may_read_run(&ability, &run, facts);
-                Box::pin(app.feeds.open_run(open, opens)).await
+                unless_over(Box::pin(app.feeds.open_run(open, opens)).await, lease)
             }
-            Work::OpenList(open) => Box::pin(app.feeds.open_list(open)).await,
+            Work::OpenList(open, lease) => {
+                unless_over(Box::pin(app.feeds.open_list(open)).await, lease)
+            }
             Work::Stream(poll, expires_at) => {
                 let Some(live) = app.limits.live.enter(&poll.view.feed.environment) else {
                     return self.refuse(&HttpError::TooManyLive);
@@ -225,8 +231,19 @@ impl Reply {
             Outcome::NotFound => self.refuse(&HttpError::NotFound { retry: false }),
             Outcome::Forbidden => self.refuse(&HttpError::Forbidden),
             Outcome::Unavailable => self.refuse(&HttpError::Unavailable),
+            Outcome::Over(lease) => self.refuse(&over(&lease)),
         }
     }
+}
+
+/// An opening may have waited for long.
+fn unless_over(outcome: Outcome, lease: Lease) -> Outcome {
+    if lease.over().is_some() { Outcome::Over(lease) } else { outcome }
+}
+
+/// What the credential is told now that opened this. One that merely means something else asks anew.
+fn over(lease: &Lease) -> HttpError {
+    Refusal::of(lease).map_or(HttpError::Unavailable, HttpError::Refused)
 }
 
 /// `runs-and-auth.md`, 13.1: a run may be named by itself, its task, its tags or its batch.

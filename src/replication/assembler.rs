@@ -3,11 +3,15 @@
 use pgwire_replication::ReplicationEvent;
 
 use super::change::{Change, Event, Tx};
+use super::keys::KeyChange;
 use super::pgoutput::{DecodeError, Decoder};
 use crate::postgres::Lsn;
 
 /// Postgres counts microseconds from 2000, everybody else from 1970.
 const EPOCH_OFFSET: i64 = 946_684_800_000_000;
+
+/// More rows of keys in one transaction are not told apart.
+const MAX_KEY_CHANGES: usize = 10_000;
 
 /// Collects the changes between Begin and Commit.
 #[derive(Debug)]
@@ -26,6 +30,28 @@ struct Open {
     changes: Vec<Change>,
     bytes: usize,
     too_large: bool,
+    key_changes: usize,
+}
+
+impl Open {
+    /// Counts what was appended after `before`, from a message of this size.
+    fn count(&mut self, before: usize, size: usize) {
+        let keys = self.changes[before..].iter().filter(|c| matches!(c, Change::Key(_))).count();
+        if self.changes.len() - before > keys {
+            self.bytes += size;
+        }
+        let told = self.key_changes;
+        self.key_changes += keys;
+        if keys > 0 && self.key_changes > MAX_KEY_CHANGES {
+            // All of them the first time; then those alone that have just come.
+            let from = if told > MAX_KEY_CHANGES { before } else { 0 };
+            let others = self.changes.split_off(from).into_iter();
+            self.changes.extend(others.filter(|change| !matches!(change, Change::Key(_))));
+            if from == 0 {
+                self.changes.push(Change::Key(KeyChange::Lost));
+            }
+        }
+    }
 }
 
 impl Assembler {
@@ -50,6 +76,7 @@ impl Assembler {
                     changes: Vec::new(),
                     bytes: 0,
                     too_large: false,
+                    key_changes: 0,
                 });
                 Ok(None)
             }
@@ -63,9 +90,7 @@ impl Assembler {
                 let size = data.len();
                 let before = open.changes.len();
                 self.decoder.decode(data, &mut open.changes)?;
-                if open.changes.len() > before {
-                    open.bytes += size;
-                }
+                open.count(before, size);
                 if open.bytes > self.max_tx_bytes {
                     open.changes = Vec::new();
                     open.bytes = 0;
@@ -218,6 +243,32 @@ mod tests {
             keepalive(100),
         ];
         assert_eq!(run(&mut assembler, events), ["tx 8 at 540 of 1", "to 640"]);
+    }
+
+    #[test]
+    fn more_rows_of_keys_than_are_carried_become_one_word_and_leave_the_runs_alone() {
+        let mut relation = b"R\0\0\0\x08public\0Project\0d\0\x02\0id\0".to_vec();
+        relation.extend([0; 8]);
+        relation.extend(b"\0deletedAt\0");
+        relation.extend([0; 8]);
+        let project = || data(b"I\0\0\0\x08N\0\x02t\0\0\0\x01pn".to_vec());
+        let mut assembler = Assembler::new(Lsn(0), 1_000);
+        let mut events = vec![truncate(), data(relation), begin(7, 500), delete("a")];
+        events.extend((0..MAX_KEY_CHANGES).map(|_| project()));
+        events.push(delete("b"));
+        for event in events {
+            assert!(assembler.take(event).unwrap().is_none());
+        }
+        let carried = |assembler: &Assembler| {
+            let changes = &assembler.open.as_ref().unwrap().changes;
+            (changes.len(), matches!(changes.last(), Some(Change::Key(KeyChange::Lost))))
+        };
+        assert_eq!(carried(&assembler), (MAX_KEY_CHANGES + 2, false));
+        for _ in 0..3 {
+            assembler.take(project()).unwrap();
+        }
+        assert_eq!(carried(&assembler), (3, true), "two runs and a word");
+        assert!(!assembler.open.as_ref().unwrap().too_large, "keys do not count as bytes");
     }
 
     #[test]

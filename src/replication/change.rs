@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::keys::KeyChange;
 use crate::postgres::{Lsn, Snapshot};
 use crate::runs::tuple::Tuple;
 
@@ -21,20 +22,6 @@ pub enum Event {
         /// Where the server's durable log ended then: the stream had not come further before.
         server: Lsn,
     },
-}
-
-impl Event {
-    /// Whether what is known of credentials may have changed.
-    pub fn changes_keys(&self) -> bool {
-        match self {
-            Event::Tx(tx) => tx
-                .changes
-                .iter()
-                .any(|change| matches!(change, Change::KeysChanged | Change::TooLarge)),
-            Event::Reset(_) => true,
-            Event::Progress(_) | Event::Resumed { .. } => false,
-        }
-    }
 }
 
 /// A committed transaction with the changes that matter here; others leave it empty.
@@ -72,7 +59,7 @@ pub enum Change {
     /// The transaction was too large to be carried: anything may have changed.
     TooLarge,
     /// A row of a table that credentials are checked against changed.
-    KeysChanged,
+    Key(KeyChange),
 }
 
 /// Why and from where the stream starts anew.

@@ -3,7 +3,9 @@
 mod assembler;
 pub mod change;
 mod feedback;
+pub mod keys;
 pub mod pgoutput;
+mod published;
 mod removal;
 mod session;
 mod setup;
@@ -13,6 +15,7 @@ mod status;
 
 use std::time::Duration;
 
+pub use published::{Unpublished, unpublished};
 pub use removal::{DropError, Dropped, drop_slot};
 pub use setup::SetupError;
 pub use slot::retained_wal;

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::change::Change;
+use super::keys::{KeyChange, KeyTable};
 use crate::runs::columns::Column;
 use crate::runs::tuple::{Cell, CellError, Tuple};
 
@@ -54,26 +55,38 @@ pub struct Decoder {
 struct Relation {
     table: Table,
     /// For each column in the stream's order, which of ours it is.
-    columns: Vec<Option<Column>>,
+    columns: Vec<Ours>,
 }
+
+/// Which column of ours one of the stream's is.
+#[derive(Clone, Copy, Debug)]
+enum Ours {
+    Run(Column),
+    /// The place in [`KeyTable::columns`].
+    Key(usize),
+    None,
+}
+
+/// The cells of a row that credentials are checked against. One that the table lacks counts as not sent.
+type KeyCells<'a> = [Cell<'a>; KeyTable::MOST_COLUMNS];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Table {
     Runs,
-    Keys,
+    Keys(KeyTable),
     Other,
 }
 
 impl Table {
     fn named(schema: &str, name: &str) -> Table {
-        match (schema, name) {
-            ("public", "TaskRun") => Table::Runs,
-            (
-                "public",
-                "RuntimeEnvironment" | "RevokedApiKey" | "api_keys" | "Project" | "Organization",
-            ) => Table::Keys,
-            _ => Table::Other,
+        if schema != "public" {
+            return Table::Other;
         }
+        if name == "TaskRun" {
+            return Table::Runs;
+        }
+        let keys = KeyTable::ALL.into_iter().find(|table| table.name() == name);
+        keys.map_or(Table::Other, Table::Keys)
     }
 }
 
@@ -104,7 +117,14 @@ impl Decoder {
         for _ in 0..count {
             input.u8()?; // part of the identity
             let name = input.text()?;
-            columns.push(Column::named(name).filter(|_| table == Table::Runs));
+            columns.push(match table {
+                Table::Runs => Column::named(name).map_or(Ours::None, Ours::Run),
+                Table::Keys(keys) => {
+                    let at = keys.columns().iter().position(|column| *column == name);
+                    at.map_or(Ours::None, Ours::Key)
+                }
+                Table::Other => Ours::None,
+            });
             input.skip(8)?; // type and modifier
         }
         self.relations.insert(oid, Relation { table, columns });
@@ -125,7 +145,7 @@ impl Decoder {
         expect(input.u8()?, b'N')?;
         match relation.table {
             Table::Runs => out.push(Change::RunInserted(relation.tuple(input, message)?)),
-            Table::Keys => keys_changed(out),
+            Table::Keys(table) => out.push(put(table, &relation.key_cells(input)?)),
             Table::Other => {}
         }
         Ok(())
@@ -140,10 +160,7 @@ impl Decoder {
         let relation = self.relation_of(input.u32()?)?;
         match relation.table {
             Table::Runs => {}
-            Table::Keys => {
-                keys_changed(out);
-                return Ok(());
-            }
+            Table::Keys(table) => return relation.update_key(table, input, out),
             Table::Other => return Ok(()),
         }
         let mut tag = input.u8()?;
@@ -185,7 +202,11 @@ impl Decoder {
                     out.push(Change::RunDeleted(id.to_owned()));
                 }
             }
-            Table::Keys => keys_changed(out),
+            Table::Keys(table) => {
+                if let Cell::Text(id) = relation.key_cells(input)?[0] {
+                    out.push(Change::Key(KeyChange::Gone(table, id.into())));
+                }
+            }
             Table::Other => {}
         }
         Ok(())
@@ -197,7 +218,7 @@ impl Decoder {
         for _ in 0..count {
             match self.relation_of(input.u32()?)?.table {
                 Table::Runs => out.push(Change::RunsTruncated),
-                Table::Keys => keys_changed(out),
+                Table::Keys(_) => out.push(Change::Key(KeyChange::Lost)),
                 Table::Other => {}
             }
         }
@@ -205,25 +226,77 @@ impl Decoder {
     }
 }
 
-/// Once for all that come together is enough.
-fn keys_changed(out: &mut Vec<Change>) {
-    if !matches!(out.last(), Some(Change::KeysChanged)) {
-        out.push(Change::KeysChanged);
-    }
+fn put(table: KeyTable, cells: &KeyCells<'_>) -> Change {
+    Change::Key(table.row(cells).map_or(KeyChange::Lost, KeyChange::Put))
 }
 
 impl Relation {
-    fn tuple(&self, input: &mut Input<'_>, message: &Bytes) -> Result<Tuple, DecodeError> {
-        let found = usize::from(input.u16()?);
-        if found != self.columns.len() {
-            return Err(DecodeError::CellCount { found, expected: self.columns.len() });
+    fn expect_cells(&self, input: &mut Input<'_>) -> Result<(), DecodeError> {
+        let (found, expected) = (usize::from(input.u16()?), self.columns.len());
+        if found == expected { Ok(()) } else { Err(DecodeError::CellCount { found, expected }) }
+    }
+
+    fn key_cells<'a>(&self, input: &mut Input<'a>) -> Result<KeyCells<'a>, DecodeError> {
+        self.expect_cells(input)?;
+        let mut cells = [Cell::Unchanged; KeyTable::MOST_COLUMNS];
+        for column in &self.columns {
+            let cell = match input.u8()? {
+                b'n' => Cell::Null,
+                b'u' => Cell::Unchanged,
+                b't' => {
+                    let length = input.u32()? as usize;
+                    let start = input.at;
+                    input.skip(length)?;
+                    // What is not for us may be in any encoding.
+                    let Ours::Key(_) = column else { continue };
+                    let text = std::str::from_utf8(&input.data[start..input.at]);
+                    Cell::Text(text.map_err(|_| DecodeError::NotUtf8)?)
+                }
+                tag => return Err(DecodeError::Unexpected { what: "cell", tag: tag.into() }),
+            };
+            if let Ours::Key(at) = column {
+                cells[*at] = cell;
+            }
         }
+        Ok(cells)
+    }
+
+    fn update_key(
+        &self,
+        table: KeyTable,
+        input: &mut Input<'_>,
+        out: &mut Vec<Change>,
+    ) -> Result<(), DecodeError> {
+        let mut tag = input.u8()?;
+        let mut old = None;
+        if matches!(tag, b'O' | b'K') {
+            old = Some((tag, self.key_cells(input)?));
+            tag = input.u8()?;
+        }
+        expect(tag, b'N')?;
+        let mut new = self.key_cells(input)?;
+        if let Some((tag, old)) = old {
+            if let (Cell::Text(before), true) = (old[0], old[0] != new[0]) {
+                out.push(Change::Key(KeyChange::Gone(table, before.into())));
+            }
+            // A whole old row holds what the new one leaves out.
+            let unchanged = new.iter_mut().zip(old).filter(|(new, _)| **new == Cell::Unchanged);
+            if tag == b'O' {
+                unchanged.for_each(|(new, old)| *new = old);
+            }
+        }
+        out.push(put(table, &new));
+        Ok(())
+    }
+
+    fn tuple(&self, input: &mut Input<'_>, message: &Bytes) -> Result<Tuple, DecodeError> {
+        self.expect_cells(input)?;
         let mut tuple = Tuple::new(message.clone());
         for column in &self.columns {
             match input.u8()? {
                 b'n' => {}
                 b'u' => {
-                    if let Some(column) = column {
+                    if let Ours::Run(column) = column {
                         tuple.set_unchanged(*column);
                     }
                 }
@@ -231,7 +304,7 @@ impl Relation {
                     let length = input.u32()? as usize;
                     let start = input.at;
                     input.skip(length)?;
-                    if let Some(column) = column {
+                    if let Ours::Run(column) = column {
                         tuple.set_text(*column, start, start + length)?;
                     }
                 }

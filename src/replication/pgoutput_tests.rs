@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::keys::KeyRow;
 use super::*;
 
 const RUNS: u32 = 16_384;
@@ -59,7 +60,9 @@ fn message(tag: u8, oid: u32, tuples: &[Vec<u8>]) -> Bytes {
 fn decoder(columns: &[&str]) -> Decoder {
     let mut decoder = Decoder::default();
     decoder.decode(relation(RUNS, "TaskRun", columns), &mut Vec::new()).unwrap();
-    decoder.decode(relation(KEYS, "api_keys", &["id", "key_hash"]), &mut Vec::new()).unwrap();
+    decoder
+        .decode(relation(KEYS, "Project", &["name", "id", "deletedAt"]), &mut Vec::new())
+        .unwrap();
     decoder
 }
 
@@ -106,17 +109,55 @@ fn deletions_truncations_and_changes_of_keys_are_told_apart() {
     decoder
         .decode(message(b'D', RUNS, &[tuple(b'K', &[text("r1"), Wire::Null])]), &mut out)
         .unwrap();
-    for _ in 0..2 {
-        let row = tuple(b'N', &[text("k"), text("h")]);
-        decoder.decode(message(b'I', KEYS, &[row]), &mut out).unwrap();
-    }
+    let row = tuple(b'N', &[text("n"), text("p"), Wire::Null]);
+    decoder.decode(message(b'I', KEYS, &[row]), &mut out).unwrap();
     let mut truncate = vec![b'T', 0, 0, 0, 1, 0];
     truncate.extend(RUNS.to_be_bytes());
     decoder.decode(truncate.into(), &mut out).unwrap();
     assert!(
-        matches!(&out[..], [Change::RunDeleted(id), Change::KeysChanged, Change::RunsTruncated] if id == "r1"),
+        matches!(&out[..], [Change::RunDeleted(id), Change::Key(KeyChange::Put(_)), Change::RunsTruncated] if id == "r1"),
         "{out:?}"
     );
+}
+
+#[test]
+fn rows_of_keys_are_read_by_name_under_either_identity() {
+    let mut decoder = decoder(&["id", "status"]);
+    let mut changes = |kind, tuples: &[Vec<u8>]| {
+        let mut out = Vec::new();
+        decoder.decode(message(kind, KEYS, tuples), &mut out).unwrap();
+        out.into_iter()
+            .map(|change| match change {
+                Change::Key(KeyChange::Put(KeyRow::Project(row))) => {
+                    format!("{} {}", row.id, row.deleted)
+                }
+                Change::Key(KeyChange::Gone(KeyTable::Projects, id)) => format!("{id} gone"),
+                Change::Key(KeyChange::Lost) => "lost".to_owned(),
+                other => panic!("{other:?}"),
+            })
+            .collect::<Vec<_>>()
+    };
+    let row = |kind, id: &str, deleted| tuple(kind, &[text("n"), text(id), deleted]);
+    let id_alone = |id: &str| tuple(b'K', &[Wire::Null, text(id), Wire::Null]);
+    assert_eq!(changes(b'U', &[row(b'N', "p", text("now"))]), ["p true"]);
+    assert_eq!(
+        changes(b'U', &[row(b'O', "p", Wire::Null), row(b'N', "p", text("now"))]),
+        ["p true"]
+    );
+    assert_eq!(
+        changes(b'U', &[row(b'O', "p", text("now")), row(b'N', "p", Wire::Unchanged)]),
+        ["p true"],
+        "what the new row leaves out stands in the old one"
+    );
+    assert_eq!(changes(b'U', &[row(b'N', "p", Wire::Unchanged)]), ["lost"], "never guessed");
+    assert_eq!(changes(b'U', &[id_alone("p"), row(b'N', "q", Wire::Null)]), ["p gone", "q false"]);
+    assert_eq!(changes(b'D', &[id_alone("p")]), ["p gone"]);
+    assert_eq!(changes(b'D', &[row(b'O', "p", Wire::Null)]), ["p gone"]);
+    let mut truncate = vec![b'T', 0, 0, 0, 1, 0];
+    truncate.extend(KEYS.to_be_bytes());
+    let mut out = Vec::new();
+    decoder.decode(truncate.into(), &mut out).unwrap();
+    assert!(matches!(out[..], [Change::Key(KeyChange::Lost)]));
 }
 
 #[test]

@@ -121,6 +121,28 @@ impl Serving {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
+    /// A GET as clients of today send it.
+    pub fn get(&self, path: &str, token: &str) -> reqwest::RequestBuilder {
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let (name, version) = super::gateway::API_VERSION;
+        client.get(format!("{}{path}", self.url)).bearer_auth(token).header(name, version)
+    }
+
+    /// What an operators' path says.
+    pub async fn admin(&self, path: &str) -> String {
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let answer =
+            client.get(format!("{}{path}", self.operators)).send().await.expect("an answer");
+        answer.text().await.expect("a body")
+    }
+
+    /// A metric's value by its name and labels; 0 while nothing has happened to it.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let metrics = self.admin("/metrics").await;
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        metrics.lines().find_map(value).unwrap_or(0.0)
+    }
+
     /// Waits until its log holds this text.
     pub async fn until_said(&self, text: &str) {
         let mut said = self.said.clone();

@@ -12,6 +12,7 @@ use runwire::config::FeedArgs;
 use runwire::feed::handle::Handle;
 use runwire::feed::position::Position;
 use runwire::feed::{Feed, FeedKey, Feeds, Outcome, Poll, Runs, View};
+use runwire::lease::Lease;
 use runwire::runs::columns::ColumnSet;
 use runwire::runs::created;
 use runwire::runs::reader::{Reader, ReaderLimits};
@@ -36,6 +37,7 @@ pub struct Registry {
     feeds: Arc<Feeds>,
     feed: Arc<Feed>,
     epoch: u64,
+    lease: Lease,
 }
 
 /// Runwire's own defaults.
@@ -54,7 +56,7 @@ impl Registry {
         let settings = Defaults::try_parse_from(["index"])?.feeds.settings();
         let drain = CancellationToken::new();
         let feeds = Feeds::new(Arc::clone(&feed), reader, caught_up, drain, settings);
-        Ok(Registry { feeds: Arc::new(feeds), feed, epoch })
+        Ok(Registry { feeds: Arc::new(feeds), feed, epoch, lease: Lease::default() })
     }
 
     /// Registers a feed of an environment by a poll that is held at the window's head.
@@ -63,11 +65,12 @@ impl Registry {
         let columns = ColumnSet::EXPOSED;
         let head = self.feed.head();
         let poll = Poll {
-            handle: Handle::issue(self.epoch, feed.digest(columns), head).encode(),
+            handle: Handle::issue(self.epoch, feed.digest(columns), head).encode().into(),
             view: View { feed, columns, old_statuses: false },
             after: Position::before(head),
             hold_until: Some(Instant::now() + Duration::from_secs(3_600)),
             throttle: Duration::ZERO,
+            lease: self.lease.clone(),
         };
         let feeds = Arc::clone(&self.feeds);
         Registration(Box::pin(async move { feeds.poll(poll).await }))

@@ -7,11 +7,9 @@ use super::*;
 const LONG: Duration = Duration::from_secs(60);
 const KEY: Fingerprint = [7; 32];
 
-fn memory(accepted_for: Duration, refused_for: Duration) -> (Memory<u32>, Generation) {
+fn memory() -> (Memory<u32>, Generation) {
     let generation = Generation::default();
-    let retention =
-        Retention { accepted_for, refused_for, accepted_bytes: 1 << 20, refused_entries: 100 };
-    (Memory::new(generation.clone(), retention, |_| 0), generation)
+    (Memory::new(generation.clone(), LONG, 1 << 20, |_| 0), generation)
 }
 
 async fn learn(memory: &Memory<u32>, outcome: Result<u32, Refusal>) -> Result<u32, Refusal> {
@@ -24,42 +22,27 @@ fn recall(memory: &Memory<u32>) -> Option<Result<u32, Refusal>> {
 
 #[tokio::test]
 async fn an_answer_is_remembered_until_it_is_too_old() {
-    let (memory, _) = memory(LONG, Duration::from_secs(10));
+    let (memory, _) = memory();
     assert_eq!(recall(&memory), None);
     assert_eq!(learn(&memory, Ok(1)).await, Ok(1));
     assert_eq!(learn(&memory, Ok(2)).await, Ok(1), "the remembered one will do");
     assert!(memory.recall(&KEY, Duration::ZERO).is_none(), "not for who wants a fresher one");
 
-    let aged = |outcome, seconds| Kept {
-        outcome,
+    let aged = |value, seconds| Kept {
+        outcome: Ok(value),
         read_at: Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap(),
         generation: 0,
     };
-    memory.store(KEY, aged(Ok(3), 11));
+    memory.0.store(KEY, aged(3, 11));
     assert_eq!(recall(&memory), Some(Ok(3)));
     assert!(memory.recall(&KEY, Duration::from_secs(11)).is_none());
-    memory.store(KEY, aged(Ok(4), 61));
+    memory.0.store(KEY, aged(4, 61));
     assert_eq!(recall(&memory), None);
-    memory.store(KEY, aged(Err(Refusal::InvalidKey), 1));
-    assert_eq!(recall(&memory), Some(Err(Refusal::InvalidKey)));
-    memory.store(KEY, aged(Err(Refusal::InvalidKey), 11));
-    assert_eq!(recall(&memory), None, "a refusal is forgotten sooner");
-}
-
-#[tokio::test]
-async fn the_latest_answer_replaces_one_of_the_other_kind() {
-    let (memory, _) = memory(LONG, LONG);
-    learn(&memory, Ok(1)).await.unwrap();
-    let again = memory.learn(KEY, Duration::ZERO, || async { Err(Refusal::InvalidKey) }).await;
-    assert_eq!(again.outcome, Err(Refusal::InvalidKey));
-    assert_eq!(recall(&memory), Some(Err(Refusal::InvalidKey)));
-    memory.learn(KEY, Duration::ZERO, || async { Ok(3) }).await.outcome.unwrap();
-    assert_eq!(recall(&memory), Some(Ok(3)));
 }
 
 #[tokio::test]
 async fn a_failure_is_not_remembered() {
-    let (memory, _) = memory(LONG, LONG);
+    let (memory, _) = memory();
     assert_eq!(learn(&memory, Err(Refusal::Unavailable)).await, Err(Refusal::Unavailable));
     assert_eq!(recall(&memory), None);
     assert_eq!(learn(&memory, Ok(1)).await, Ok(1));
@@ -67,7 +50,7 @@ async fn a_failure_is_not_remembered() {
 
 #[tokio::test]
 async fn a_panic_is_a_failure_and_clears_the_way() {
-    let (memory, _) = memory(LONG, LONG);
+    let (memory, _) = memory();
     let kept = memory.learn(KEY, LONG, || async { panic!("on purpose") }).await;
     assert_eq!(kept.outcome, Err(Refusal::Unavailable));
     assert_eq!(learn(&memory, Ok(1)).await, Ok(1));
@@ -75,7 +58,7 @@ async fn a_panic_is_a_failure_and_clears_the_way() {
 
 #[tokio::test]
 async fn many_ask_at_once_and_one_query_runs_even_if_the_first_leaves() {
-    let (memory, _) = memory(LONG, LONG);
+    let (memory, _) = memory();
     let loads = Arc::new(AtomicUsize::new(0));
     let (open, gate) = oneshot::channel::<()>();
     let mut gate = Some(gate);
@@ -106,7 +89,7 @@ async fn many_ask_at_once_and_one_query_runs_even_if_the_first_leaves() {
 
 #[tokio::test]
 async fn who_asks_after_a_change_never_gets_an_answer_from_before_it() {
-    let (memory, generation) = memory(LONG, LONG);
+    let (memory, generation) = memory();
     learn(&memory, Ok(1)).await.unwrap();
     let before = memory.recall(&KEY, LONG).unwrap();
     generation.fetch_add(1, Ordering::SeqCst);
@@ -130,22 +113,6 @@ async fn who_asks_after_a_change_never_gets_an_answer_from_before_it() {
     open.send(()).unwrap();
     assert_eq!(asker.await.unwrap(), Ok(2));
     assert_eq!(recall(&memory), Some(Ok(3)), "nor is it stored over the newer answer");
-    memory.store(KEY, before);
+    memory.0.store(KEY, before);
     assert_eq!(recall(&memory), Some(Ok(3)));
-}
-
-#[tokio::test]
-async fn a_flood_of_refusals_leaves_the_good_ones_alone() {
-    let (memory, _) = memory(LONG, LONG);
-    learn(&memory, Ok(1)).await.unwrap();
-    for i in 0..10_000u32 {
-        let mut key = [0; 32];
-        key[..4].copy_from_slice(&i.to_le_bytes());
-        let kept =
-            Kept { outcome: Err(Refusal::InvalidKey), read_at: Instant::now(), generation: 0 };
-        memory.store(key, kept);
-    }
-    memory.0.refused.run_pending_tasks();
-    assert!(memory.0.refused.entry_count() <= 100);
-    assert_eq!(recall(&memory), Some(Ok(1)));
 }

@@ -44,7 +44,7 @@ fn verify(token: &str, keys: &[&str]) -> Result<Verified, TokenError> {
         panic!("not taken for a public access token");
     };
     let keys: Vec<_> = keys.iter().map(|key| SigningKey::new(*key)).collect();
-    token.verify(&keys, at(NOW))
+    token.verify(&keys, at(NOW), TokenRules::default())
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn bearers_are_sorted_into_the_three_paths() {
 fn a_good_token_says_what_it_grants_and_when_it_ends() {
     let verified = verify(&token(json!({})), &[KEY]).unwrap();
     assert_eq!(verified.ability, Ability::from_scopes(["read:runs:run_x"]));
-    assert_eq!(verified.expires_at, at(NOW + 10));
+    assert_eq!(verified.expires_at, Some(at(NOW + 10)));
     assert_eq!(verified.skip_columns, None);
     assert_eq!(verified.key_index, 0);
     let rotated = verify(&token(json!({})), &["new", "newer", KEY]).unwrap();
@@ -138,7 +138,7 @@ fn claims_are_judged_as_the_contract_says() {
 #[test]
 fn a_fraction_of_a_second_ends_with_its_second() {
     let verified = verify(&token(json!({"exp": NOW as f64 + 0.5})), &[KEY]).unwrap();
-    assert_eq!(verified.expires_at, at(NOW + 1));
+    assert_eq!(verified.expires_at, Some(at(NOW + 1)));
 }
 
 #[test]
@@ -187,6 +187,34 @@ fn any_algorithm_but_hs256_is_refused() {
 }
 
 #[test]
+fn lax_rules_accept_what_upstream_does_and_nothing_beyond() {
+    let lax = |token: &str| {
+        let Presented::PublicToken(token) = classify(token) else { panic!("no token") };
+        token.verify([&SigningKey::new(KEY)], at(NOW), TokenRules { lax: true })
+    };
+    for (algorithm, name) in
+        [(Algorithm::HS256, "HS256"), (Algorithm::HS384, "HS384"), (Algorithm::HS512, "HS512")]
+    {
+        let header = json!({ "alg": name });
+        assert_eq!(
+            lax(&sign(&header, &claims(), KEY, algorithm)).unwrap().expires_at,
+            Some(at(NOW + 10))
+        );
+        assert!(lax(&sign(&header, &claims(), "other", algorithm)).is_err(), "{name}");
+    }
+    let mixed = sign(&json!({"alg": "HS512"}), &claims(), KEY, Algorithm::HS256);
+    assert_eq!(lax(&mixed).err(), Some(TokenError::Signature));
+    assert_eq!(lax(&token(json!({"exp": null}))).unwrap().expires_at, None);
+    for exp in [json!(NOW), json!("never"), json!(false)] {
+        assert_eq!(lax(&token(json!({ "exp": exp }))).err(), Some(TokenError::Expiry));
+    }
+    for name in ["none", "RS256", "HS1"] {
+        let bare = sign(&json!({ "alg": name }), &claims(), KEY, Algorithm::HS256);
+        assert_eq!(lax(&bare).err(), Some(TokenError::Algorithm), "{name}");
+    }
+}
+
+#[test]
 fn scopes_and_columns_of_a_wrong_type_give_nothing() {
     let none = Ability::from_scopes::<&str>([]);
     for scopes in [json!("read:all"), json!({"0": "admin"}), json!(7), Value::Null] {
@@ -218,7 +246,7 @@ proptest! {
     #[test]
     fn any_text_is_classified_and_refused_without_panic(bearer in ".*") {
         if let Presented::PublicToken(token) = classify(&bearer) {
-            prop_assert!(token.verify([&SigningKey::new(KEY)], at(NOW)).is_err());
+            prop_assert!(token.verify([&SigningKey::new(KEY)], at(NOW), TokenRules::default()).is_err());
         }
     }
 
@@ -247,7 +275,7 @@ proptest! {
         bad.replace_range(i..=i, &to);
         // A change may also make it something else than a public access token.
         if bad != good && let Presented::PublicToken(token) = classify(&bad) {
-            prop_assert!(token.verify([&SigningKey::new(KEY)], at(NOW)).is_err(), "{}", bad);
+            prop_assert!(token.verify([&SigningKey::new(KEY)], at(NOW), TokenRules::default()).is_err(), "{}", bad);
         }
     }
 }
