@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use sha2::{Digest as _, Sha256};
@@ -25,10 +25,10 @@ use crate::{
     telemetry,
 };
 
-/// How often a reading is made again that lacks what the stream has brought already.
-const TRIES: u32 = 5;
-/// The pause before the first of them; each is longer by as much.
+/// The pause before a reading is made again that lacks what the stream has brought already; the next
+/// is longer by as much, up to the last.
 const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where facts are taken from.
 #[derive(Clone, Copy)]
@@ -124,7 +124,7 @@ impl Inner {
     /// Judges a credential by what the database says.
     async fn ask(&self, question: &Question<'_>, known: bool) -> Result<Arc<Grant>, Refusal> {
         let mut kept = self.read(question, known, self.settings.accepted_for).await;
-        let mut tries = 0;
+        let (began, mut pause) = (Instant::now(), PAUSE);
         loop {
             let reading = kept.outcome.as_ref().map_err(|refusal| *refusal)?;
             let age = kept.read_at.elapsed();
@@ -142,9 +142,9 @@ impl Inner {
                     count("refused");
                     return Err(refusal);
                 }
-                Err(Turned::Stale) if tries < TRIES => {
-                    tries += 1;
-                    tokio::time::sleep(tries * PAUSE).await;
+                Err(Turned::Stale) if began.elapsed() + pause < self.settings.lookup_deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause + PAUSE).min(LONGEST_PAUSE);
                     Duration::ZERO
                 }
                 Err(Turned::Stale) => return Err(unavailable("stale")),
