@@ -6,6 +6,8 @@ use runwire::dev::{Options, Postgres, Seeded, seed};
 use sqlx::PgPool;
 use tokio::sync::OnceCell;
 
+use super::gateway::eventually;
+
 /// The shared cluster, started by the first test that asks. A static is never dropped: the
 /// cluster's guardian process stops it and removes its files when this process ends.
 pub async fn shared() -> &'static Postgres {
@@ -40,4 +42,13 @@ pub async fn database_in(postgres: &Postgres) -> Database {
     let pool = PgPool::connect(&url).await.expect("connect to the database");
     let seeded = seed::load(&pool).await.expect("load the seed");
     Database { url, seeded, pool }
+}
+
+/// Removes a slot whose gateway was stopped: Postgres lets it go a moment after its reader has gone.
+pub async fn drop_slot(pool: &PgPool, name: &str) {
+    eventually("the slot to be free", || async {
+        let drop_slot = sqlx::query("SELECT pg_drop_replication_slot($1)").bind(name);
+        drop_slot.execute(pool).await.is_ok()
+    })
+    .await;
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::{SOON, of_run, of_tag, trigger};
-use crate::support::cluster::{Database, fresh_database};
+use crate::support::cluster::{Database, drop_slot, fresh_database};
 use crate::support::gateway::{Gateway, settings};
 use crate::support::npm::{Client, Target};
 
@@ -196,8 +196,7 @@ async fn a_restart_of_the_gateway_loses_and_doubles_nothing() {
         tab.connections();
     }
     gateway.stop().await;
-    let drop_slot = sqlx::query("SELECT pg_drop_replication_slot('sse_restart')");
-    drop_slot.execute(pool).await.unwrap();
+    drop_slot(pool, "sse_restart").await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde_json::json;
 use sqlx::PgPool;
 
 use super::{OUTPUT, SOON, follow, held, metadata, of_run, of_tag, open, trigger};
-use crate::support::cluster::fresh_database;
+use crate::support::cluster::{drop_slot, fresh_database};
 use crate::support::gateway::{Gateway, Shape, eventually};
 use crate::support::npm::Client;
 use crate::support::process::signal;
@@ -177,8 +177,7 @@ async fn what_is_replayed_or_opened_later_is_not_held_again() {
     set_metadata(pool, &run, FINAL).await.unwrap();
     assert_eq!(metadata(&next.await.unwrap()).as_deref(), Some(FINAL), "and nothing is told twice");
     gateway.stop().await;
-    let drop_slot = sqlx::query("SELECT pg_drop_replication_slot('fold_replay')");
-    drop_slot.execute(pool).await.unwrap();
+    drop_slot(pool, "fold_replay").await;
 }
 
 #[tokio::test]
@@ -207,8 +206,7 @@ async fn a_query_that_sees_the_completion_before_the_stream_does_waits_as_well()
     is_whole(&answer);
     eventually("the gateway to be ready", || async { gateway.is_ready() }).await;
     gateway.stop().await;
-    let drop_slot = sqlx::query("SELECT pg_drop_replication_slot('fold_query')");
-    drop_slot.execute(pool).await.unwrap();
+    drop_slot(pool, "fold_query").await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 
 use super::SOON;
-use crate::support::cluster::fresh_database;
+use crate::support::cluster::{drop_slot, fresh_database};
 use crate::support::gateway::{Gateway, Shape, eventually, settings};
 use crate::support::npm::Client;
 use crate::support::runs::{insert_run, set_metadata, update};
@@ -95,8 +95,7 @@ async fn a_stored_handle_and_offset_bring_only_what_changed_also_after_a_restart
     only_metadata(&next_batch(&mut client, &mut asked).await, 5);
     assert!(asked.iter().all(|(status, ..)| *status == 200), "{asked:?}");
     gateway.stop().await;
-    let drop_slot = sqlx::query("SELECT pg_drop_replication_slot('sdk_resume')");
-    drop_slot.execute(pool).await.unwrap();
+    drop_slot(pool, "sdk_resume").await;
 }
 
 /// A handle that the window no longer holds: one 409, one refetch, and on. Then the same tab comes

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::electric::{next_batch, place, rows};
 use crate::list_feed::long::{MANY, many};
 use crate::support::balancer::Balancer;
-use crate::support::cluster::fresh_database;
+use crate::support::cluster::{drop_slot, fresh_database};
 use crate::support::gateway::{Gateway, settings};
 use crate::support::npm::Client;
 use crate::support::runs::{insert_run, set_metadata, update};
@@ -78,8 +78,7 @@ async fn resumes(electric: &str, feed: &str, member: &str) {
     assert_eq!((&row["id"], &row["metadata"]), (&json!("2"), &json!(r#"{"v":4}"#)), "{electric}");
     assert!(asked.iter().all(|(status, ..)| *status == 200), "{electric}: {asked:?}");
     gateway.stop().await;
-    let drop_slot = sqlx::query("SELECT pg_drop_replication_slot($1)").bind(slot);
-    drop_slot.execute(pool).await.unwrap();
+    drop_slot(pool, &slot).await;
 }
 
 #[tokio::test]

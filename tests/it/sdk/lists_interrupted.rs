@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::SDKS;
 use super::lists::{Lists, TAG};
-use crate::support::cluster::{Database, fresh_database};
+use crate::support::cluster::{Database, drop_slot, fresh_database};
 use crate::support::gateway::{Gateway, eventually, settings};
 
 /// Two runs in both lists.
@@ -78,8 +78,7 @@ async fn a_gateway_that_goes_on_from_its_slot_sends_only_what_changed_to_every_s
         assert!(refused.is_none(), "{sdk}: {refused:?}");
     }
     gateway.stop().await;
-    let drop_slot = sqlx::query("SELECT pg_drop_replication_slot('sdk_lists')");
-    drop_slot.execute(&database.pool).await.unwrap();
+    drop_slot(&database.pool, "sdk_lists").await;
 }
 
 #[tokio::test]
