@@ -18,4 +18,5 @@ pub mod replication;
 pub mod runs;
 pub mod server;
 pub mod telemetry;
+mod ticker;
 pub mod token_command;

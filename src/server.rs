@@ -2,10 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
-use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -20,21 +18,14 @@ use crate::http::tls::{Tls, TlsError, TlsFiles};
 use crate::http::{self, App, Entrance, Metrics, Throttle};
 use crate::limits::{Fleet, RequestLimits, RequestSettings};
 use crate::postgres::ConnectionUrl;
-use crate::readiness::{Lag, Readiness};
+use crate::readiness::Readiness;
 use crate::replication::change::{Event, Marks};
 use crate::replication::{self, SetupError, Source};
 use crate::runs::reader::{Reader, ReaderLimits};
 use crate::runs::store::RunStore;
 use crate::telemetry;
+use crate::ticker::Ticker;
 
-/// How often the server's state is looked at once the stream is caught up.
-const TICK: Duration = Duration::from_secs(1);
-/// The same before that, so that a start is not slowed down by it.
-const EAGER_TICK: Duration = Duration::from_millis(25);
-/// How many ticks pass between looks at what the slot retains.
-const RETAINED_EVERY: u32 = 10;
-/// A stream further behind than this is not ready.
-const READY_LAG: Duration = Duration::from_secs(3);
 /// Connections for looking up credentials.
 const KEY_CONNECTIONS: u32 = 4;
 /// How long after leases have ended the next are looked for.
@@ -332,111 +323,6 @@ impl Server {
         };
         if tokio::time::timeout(DRAIN_LIMIT, everything).await.is_err() {
             tracing::warn!("connections were cut at the end of the drain");
-        }
-    }
-}
-
-/// Looks at the server once a second: what queries see now, and how far the stream is behind.
-struct Ticker {
-    store: RunStore,
-    pool: PgPool,
-    feed: Arc<Feed>,
-    door: Door,
-    publication: String,
-    marks: Arc<Marks>,
-    status: Arc<replication::Status>,
-    readiness: Arc<Readiness>,
-    metrics: PrometheusHandle,
-}
-
-impl Ticker {
-    async fn run(self, stop: CancellationToken) {
-        let mut lag = Lag::default();
-        let mut looked = false;
-        let mut unmeasured = RETAINED_EVERY;
-        let mut published = false;
-        for tick in 0u32.. {
-            let reason = tokio::select! {
-                reason = self.look(&mut lag, &mut looked) => reason,
-                () = stop.cancelled() => return,
-            };
-            unmeasured += 1;
-            if unmeasured > RETAINED_EVERY && self.status.attached() {
-                self.measure_slot().await;
-                published = self.check_publication().await;
-                unmeasured = 0;
-            }
-            // Ready means attached and caught up.
-            self.door.set_current(published && reason.is_none());
-            // Histograms are kept value by value until this is called.
-            self.metrics.run_upkeep();
-            let ready = reason.is_none();
-            if !stop.is_cancelled() {
-                self.readiness.set(reason);
-            }
-            let pause = if ready || tick > 400 { TICK } else { EAGER_TICK };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => return,
-            }
-        }
-    }
-
-    /// `None` when all is well.
-    async fn look(&self, lag: &mut Lag, looked: &mut bool) -> Option<String> {
-        let attached = self.status.attached();
-        metrics::gauge!(telemetry::ATTACHED).set(if attached { 1.0 } else { 0.0 });
-        let server = match self.store.server_state().await {
-            Ok(server) => server,
-            Err(error) => return Some(error.to_string()),
-        };
-        self.marks.saw_server_at(server.flush_lsn);
-        self.door.settle(&server.snapshot);
-        let settled = self.feed.settle(server.snapshot);
-        self.marks.settle(settled);
-        let behind = lag.measure(Instant::now(), server.flush_lsn, self.feed.head());
-        metrics::gauge!(telemetry::LAG_BYTES).set(behind.bytes as f64);
-        metrics::gauge!(telemetry::LAG_SECONDS).set(behind.time.as_secs_f64());
-        // A first look has nothing to compare with: the stream must pass where the server was then.
-        let first = !std::mem::replace(looked, true);
-        if !attached {
-            return Some(self.status.reason().unwrap_or_else(|| "the slot is not attached".into()));
-        }
-        let starting = first || (self.readiness.reason().is_some() && !behind.time.is_zero());
-        if starting || behind.time > READY_LAG {
-            return Some(format!("the stream is {} bytes of log behind", behind.bytes));
-        }
-        None
-    }
-
-    /// Whether the stream carries the tables of keys. What it does not carry is not known in time.
-    async fn check_publication(&self) -> bool {
-        let missing = match replication::unpublished(&self.pool, &self.publication).await {
-            Ok(missing) => missing,
-            Err(_) => return false,
-        };
-        let published = missing.is_none();
-        metrics::gauge!(telemetry::KEYS_PUBLISHED).set(if published { 1.0 } else { 0.0 });
-        let advice = missing.map(|missing| {
-            format!(
-                "revoked keys are noticed after 5 s only, until their tables are published: {}",
-                missing.remedy
-            )
-        });
-        if self.readiness.advise(advice.clone()) {
-            // What came in between is not known.
-            self.door.forget_all();
-            if let Some(advice) = advice {
-                tracing::warn!("{advice}");
-            }
-        }
-        published
-    }
-
-    async fn measure_slot(&self) {
-        let slot = self.status.slot();
-        if let Some(bytes) = replication::retained_wal(&self.pool, &slot).await {
-            metrics::gauge!(telemetry::RETAINED_WAL).set(bytes as f64);
         }
     }
 }
