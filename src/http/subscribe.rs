@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
-use axum::http::Response;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, ORIGIN};
 use axum::http::request::Parts;
+use axum::http::{Response, Uri};
 use metrics::Gauge;
 use tokio::time::Instant;
 
@@ -122,6 +124,15 @@ pub(super) enum Route {
     Run(Box<str>),
     List,
     Batch(Box<str>),
+}
+
+/// The id that a path ends with. One that is no text when it is decoded is taken as it stands: either
+/// way nothing has it, which is not said before it is known who asks.
+pub(super) fn id_of(decoded: Result<Path<String>, PathRejection>, uri: &Uri) -> Box<str> {
+    match decoded {
+        Ok(Path(id)) => id.into(),
+        Err(_) => uri.path().rsplit('/').next().unwrap_or_default().into(),
+    }
 }
 
 /// Answers a request for a feed, which is at the door until it is known who asks.
