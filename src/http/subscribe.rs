@@ -41,8 +41,8 @@ pub(super) struct Asked {
 }
 
 enum Work {
-    OpenRun { open: Open, run: Arc<str>, ability: Arc<Ability>, lease: Lease },
-    OpenList(Open, Lease),
+    OpenRun(Open, Arc<str>, Box<Caller>),
+    OpenList(Open, Box<Caller>),
     Poll(Poll),
     Stream(Poll, Option<SystemTime>),
 }
@@ -78,7 +78,6 @@ impl<'a> Subscriber<'a> {
         let throttle = self.throttle(app);
         let view = View { feed, columns, old_statuses: self.old_statuses };
         let handle = self.query.handle.map(Cow::into_owned);
-        let lease = self.caller.lease.clone();
         let offset = self.query.offset.as_deref().unwrap_or("-1");
         let work = match handle {
             Some(handle) if follows => {
@@ -86,6 +85,7 @@ impl<'a> Subscriber<'a> {
                 // a 409.
                 let after = offset.parse().unwrap_or_default();
                 let handle = handle.into_boxed_str();
+                let lease = self.caller.lease;
                 let poll = Poll { view, handle, after, hold_until, throttle, lease };
                 if self.query.live && self.query.sse {
                     Work::Stream(poll, self.caller.expires_at)
@@ -99,12 +99,10 @@ impl<'a> Subscriber<'a> {
                     Runs::OfBatch(_) | Runs::Tagged { .. } => None,
                 };
                 let open = Open { view, handle, returns: self.query.returns };
+                let caller = Box::new(self.caller);
                 match run {
-                    Some(run) => {
-                        let ability = Arc::clone(&self.caller.ability);
-                        Work::OpenRun { open, run, ability, lease }
-                    }
-                    None => Work::OpenList(open, lease),
+                    Some(run) => Work::OpenRun(open, run, caller),
+                    None => Work::OpenList(open, caller),
                 }
             }
         };
@@ -200,12 +198,20 @@ impl Reply {
     async fn serve(self, app: Arc<App>, asked: Asked) -> Response<Body> {
         let Asked { shape, work } = asked;
         let outcome = match work {
-            Work::OpenRun { open, run, ability, lease } => {
-                let opens = |facts: &Facts| may_read_run(&ability, &run, facts);
-                unless_over(Box::pin(app.feeds.open_run(open, opens)).await, lease)
+            Work::OpenRun(open, run, caller) => {
+                let opens = |facts: &Facts| may_read_run(&caller.ability, &run, facts);
+                let opened = Box::pin(app.feeds.open_run(open, opens)).await;
+                match still_good(&caller) {
+                    Ok(()) => opened,
+                    Err(error) => return self.refuse(&error),
+                }
             }
-            Work::OpenList(open, lease) => {
-                unless_over(Box::pin(app.feeds.open_list(open)).await, lease)
+            Work::OpenList(open, caller) => {
+                let opened = Box::pin(app.feeds.open_list(open)).await;
+                match still_good(&caller) {
+                    Ok(()) => opened,
+                    Err(error) => return self.refuse(&error),
+                }
             }
             Work::Stream(poll, expires_at) => {
                 let Some(live) = app.limits.live.enter(&poll.view.feed.environment) else {
@@ -247,9 +253,15 @@ impl Reply {
     }
 }
 
-/// An opening may have waited for long.
-fn unless_over(outcome: Outcome, lease: Lease) -> Outcome {
-    if lease.over().is_some() { Outcome::Over(lease) } else { outcome }
+/// An opening may have waited for longer than its credential lasted.
+fn still_good(caller: &Caller) -> Result<(), HttpError> {
+    if caller.lease.over().is_some() {
+        return Err(over(&caller.lease));
+    }
+    match caller.expires_at {
+        Some(end) if end <= SystemTime::now() => Err(HttpError::Refused(caller.once_expired)),
+        _ => Ok(()),
+    }
 }
 
 /// What the credential is told now that opened this. One that merely means something else asks anew.
