@@ -14,6 +14,14 @@ const QUIET: &str = "pgwire_replication=off,sqlx::postgres::notice=off,sqlx_core
 /// tokens and rows.
 const UNSAFE: &str = "RUNWIRE_UNSAFE_LOG_DEPENDENCIES";
 
+/// The log's settings, as `--help` has them: they are read before all others.
+pub const HELP: &str = "\
+Log:
+  [env: RUNWIRE_LOG=]
+          The level (info), or single targets: info,runwire::auth=debug
+  [env: RUNWIRE_UNSAFE_LOG_DEPENDENCIES=]
+          Hear what libraries say below info as well, if this is `true`. It may hold keys, tokens and rows";
+
 /// Starts the log: lines for people on a terminal, JSON elsewhere, at `RUNWIRE_LOG` or the level.
 ///
 /// Nothing of ours at any level holds a secret or a row. Libraries promise nothing of the kind, so

@@ -27,6 +27,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve the run feeds of a Trigger.dev database
+    #[command(after_help = logs::HELP)]
     Serve(Box<ServeArgs>),
     /// Try it: a throw-away Postgres, simulated runs and the gateway, all gone at Ctrl-C
     Dev(Box<DevArgs>),

@@ -13,6 +13,9 @@ use sha2::{Digest as _, Sha256};
 /// have this size on Trigger.dev's own servers, so no working credential is longer.
 pub(super) const MAX_BEARER_BYTES: usize = 16 * 1024;
 
+/// What a bearer may stand after.
+const SCHEME: &str = "Bearer ";
+
 /// `refs/…` prefixes that a branch name may be given with; any other `refs/…` names no branch.
 const REF_PREFIXES: [&str; 6] =
     ["refs/heads/", "refs/remotes/", "refs/tags/", "refs/pull/", "refs/merge/", "refs/release/"];
@@ -50,7 +53,8 @@ impl<'a> Credential<'a> {
     /// do as well. Only the first `Authorization` counts.
     pub fn read(headers: &'a HeaderMap) -> Result<Self, CredentialError> {
         let value = headers.get(AUTHORIZATION).ok_or(CredentialError::Missing)?;
-        if value.len() > MAX_BEARER_BYTES {
+        let bytes = value.as_bytes();
+        if bytes.strip_prefix(SCHEME.as_bytes()).unwrap_or(bytes).len() > MAX_BEARER_BYTES {
             return Err(CredentialError::TooLong);
         }
         let bearer = match text(value) {
@@ -94,7 +98,7 @@ impl fmt::Debug for Credential<'_> {
 }
 
 fn strip(value: &str) -> &str {
-    value.strip_prefix("Bearer ").unwrap_or(value).trim()
+    value.strip_prefix(SCHEME).unwrap_or(value).trim()
 }
 
 /// A header's text as Node reads it: bytes beyond ASCII are Latin-1, whatever the sender meant.
@@ -163,6 +167,17 @@ mod tests {
         assert_eq!(Credential::read(&HeaderMap::new()).err(), Some(CredentialError::Missing));
         let long = headers(&[b'a'; MAX_BEARER_BYTES + 1], &[]);
         assert_eq!(Credential::read(&long).err(), Some(CredentialError::TooLong));
+    }
+
+    #[test]
+    fn the_longest_bearer_may_be_called_one() {
+        let bearer = "a".repeat(MAX_BEARER_BYTES);
+        let read = |value: String| {
+            let headers = headers(value.as_bytes(), &[]);
+            Credential::read(&headers).map(|credential| credential.bearer().len())
+        };
+        assert_eq!(read(format!("Bearer {bearer}")), Ok(MAX_BEARER_BYTES));
+        assert_eq!(read(format!("Bearer {bearer}a")), Err(CredentialError::TooLong));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Caller {
     /// When the credential ends: a token's `exp`, a rotated key's grace, an additional key's expiry.
     /// A response that is held open ends then too.
     pub expires_at: Option<SystemTime>,
+    /// What is said from then on.
+    pub once_expired: Refusal,
     /// Columns that the token asks to be left out (claim `realtime.skipColumns`). Any text can be among them.
     pub skip_columns: Option<Arc<[String]>>,
     /// The shortest time between two answers that the token asks for (claim `realtime.throttleMs`).
@@ -43,8 +45,6 @@ pub(super) struct Grant {
     standing: Standing,
     /// When the credential itself says that it ends, in milliseconds since 1970.
     claims_end: Option<u64>,
-    /// What is said once it has expired.
-    once_expired: Refusal,
     /// When it ends as far as is known now, in milliseconds since 1970.
     ends: AtomicU64,
     /// Since when the facts behind it are known to hold, in milliseconds of its clock; 0 is never.
@@ -94,6 +94,7 @@ impl Grant {
             environment_id: Arc::clone(&standing.environment),
             ability: Arc::new(prospect.ability),
             expires_at: None,
+            once_expired: prospect.once_expired,
             skip_columns: prospect.skip_columns,
             throttle: prospect.throttle,
             lease: Lease::default(),
@@ -103,7 +104,6 @@ impl Grant {
             caller,
             basis: prospect.basis,
             claims_end,
-            once_expired: prospect.once_expired,
             ends: AtomicU64::new(ends),
             confirmed: AtomicU64::new(confirmed),
             used: AtomicU64::new(clock.now()),
@@ -116,7 +116,7 @@ impl Grant {
     pub fn caller(&self, now: u64) -> Result<Caller, Refusal> {
         let ends = self.ends.load(Ordering::Acquire);
         if ends <= now {
-            return Err(self.once_expired);
+            return Err(self.caller.once_expired);
         }
         let mut caller = self.caller.clone();
         caller.expires_at = (ends < u64::MAX).then(|| instant(ends));
@@ -154,7 +154,7 @@ impl Grant {
 
     /// Ends it, since its time is over. `true` if it ended by this.
     pub fn expire(&self) -> bool {
-        self.end(Some(self.once_expired))
+        self.end(Some(self.caller.once_expired))
     }
 
     /// Whether its facts should be looked at again, as somebody relies on it who must not wait.

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use metrics::Gauge;
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -76,10 +77,9 @@ impl Inner {
                 }
                 Err(Turned::Away(_, true)) => {
                     let _place = self.places.try_acquire().map_err(|_| unavailable("places"))?;
-                    let waiting = metrics::gauge!(telemetry::LOOKUPS_WAITING);
-                    waiting.increment(1.0);
+                    let waiting = Waiting::begin();
                     let passed = self.barrier.pass().await;
-                    waiting.decrement(1.0);
+                    drop(waiting);
                     if passed && self.is_current() {
                         match self.judge(&question, Source::Memory) {
                             Ok(grant) => {
@@ -243,11 +243,8 @@ impl Inner {
             if !allowed {
                 return Err(unavailable("budget"));
             }
-            let waiting = metrics::gauge!(telemetry::LOOKUPS_WAITING);
-            waiting.increment(1.0);
-            let read = registry.read(subjects).await;
-            waiting.decrement(1.0);
-            read.map(Arc::new)
+            let _waiting = Waiting::begin();
+            registry.read(subjects).await.map(Arc::new)
         };
         self.readings.learn(key, within, load).await
     }
@@ -324,6 +321,23 @@ fn of_token(basis: Basis, standing: super::judge::Standing, claims: token::Verif
         once_expired: Refusal::PublicAccessTokenIsInvalid,
         skip_columns: claims.skip_columns,
         throttle: claims.throttle,
+    }
+}
+
+/// Counts one that waits for the stream or the database, also if they go away.
+struct Waiting(Gauge);
+
+impl Waiting {
+    fn begin() -> Self {
+        let waiting = metrics::gauge!(telemetry::LOOKUPS_WAITING);
+        waiting.increment(1.0);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
     }
 }
 

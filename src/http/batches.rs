@@ -3,22 +3,24 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::Response;
 
 use super::App;
 use super::error::HttpError;
-use super::subscribe::{Asked, Route, Subscriber, feed};
+use super::subscribe::{Asked, Route, Subscriber, feed, id_of};
 use crate::auth::Resource;
 use crate::feed::{FeedKey, Runs};
 
 /// The feed of a batch's runs.
 pub async fn batch(
     State(app): State<Arc<App>>,
-    Path(batch_id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Response<Body> {
-    feed(app, Route::Batch(batch_id.into()), request.into_parts().0, None).await
+    let id = id_of(id, request.uri());
+    feed(app, Route::Batch(id), request.into_parts().0, None).await
 }
 
 pub(super) async fn admit(

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::http::header::ORIGIN;
 use axum::http::{Request, Response};
+use futures_util::StreamExt as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -100,8 +101,15 @@ async fn answer<A: Answers>(
         },
     };
     let response = shared.answers.answer(peer, request).await;
-    drop((place, at_work));
-    Ok(response)
+    let is_whole = response.body().size_hint().exact().is_some();
+    Ok(if is_whole { response } else { response.map(|body| at_work_on(body, (place, at_work))) })
+}
+
+/// A body that is still being made, such as events: its request is at work until it ends.
+fn at_work_on(body: Body, held: impl Send + 'static) -> Body {
+    Body::from_stream(body.into_data_stream().inspect(move |_| {
+        let _ = &held;
+    }))
 }
 
 /// The requests of a connection.

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::Response;
 
 use super::App;
 use super::error::HttpError;
-use super::subscribe::{Asked, Route, Subscriber, feed, may_read_run};
+use super::subscribe::{Asked, Route, Subscriber, feed, id_of, may_read_run};
 use crate::auth::Resource;
 use crate::feed::{Facts, FeedKey, Runs};
 use crate::runs::created::window;
@@ -16,10 +17,11 @@ use crate::runs::created::window;
 /// A run's feed: the whole row, or what came after the client's offset.
 pub async fn run(
     State(app): State<Arc<App>>,
-    Path(run_id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Response<Body> {
-    feed(app, Route::Run(run_id.into()), request.into_parts().0, None).await
+    let id = id_of(id, request.uri());
+    feed(app, Route::Run(id), request.into_parts().0, None).await
 }
 
 /// The feed of an environment's runs, all or those that carry all of some tags.

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
-use axum::http::Response;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, ORIGIN};
 use axum::http::request::Parts;
+use axum::http::{Response, Uri};
 use metrics::Gauge;
 use tokio::time::Instant;
 
@@ -39,8 +41,8 @@ pub(super) struct Asked {
 }
 
 enum Work {
-    OpenRun { open: Open, run: Arc<str>, ability: Arc<Ability>, lease: Lease },
-    OpenList(Open, Lease),
+    OpenRun(Open, Arc<str>, Box<Caller>),
+    OpenList(Open, Box<Caller>),
     Poll(Poll),
     Stream(Poll, Option<SystemTime>),
 }
@@ -76,7 +78,6 @@ impl<'a> Subscriber<'a> {
         let throttle = self.throttle(app);
         let view = View { feed, columns, old_statuses: self.old_statuses };
         let handle = self.query.handle.map(Cow::into_owned);
-        let lease = self.caller.lease.clone();
         let offset = self.query.offset.as_deref().unwrap_or("-1");
         let work = match handle {
             Some(handle) if follows => {
@@ -84,6 +85,7 @@ impl<'a> Subscriber<'a> {
                 // a 409.
                 let after = offset.parse().unwrap_or_default();
                 let handle = handle.into_boxed_str();
+                let lease = self.caller.lease;
                 let poll = Poll { view, handle, after, hold_until, throttle, lease };
                 if self.query.live && self.query.sse {
                     Work::Stream(poll, self.caller.expires_at)
@@ -97,12 +99,10 @@ impl<'a> Subscriber<'a> {
                     Runs::OfBatch(_) | Runs::Tagged { .. } => None,
                 };
                 let open = Open { view, handle, returns: self.query.returns };
+                let caller = Box::new(self.caller);
                 match run {
-                    Some(run) => {
-                        let ability = Arc::clone(&self.caller.ability);
-                        Work::OpenRun { open, run, ability, lease }
-                    }
-                    None => Work::OpenList(open, lease),
+                    Some(run) => Work::OpenRun(open, run, caller),
+                    None => Work::OpenList(open, caller),
                 }
             }
         };
@@ -122,6 +122,15 @@ pub(super) enum Route {
     Run(Box<str>),
     List,
     Batch(Box<str>),
+}
+
+/// The id that a path ends with. One that is no text when it is decoded is taken as it stands: either
+/// way nothing has it, which is not said before it is known who asks.
+pub(super) fn id_of(decoded: Result<Path<String>, PathRejection>, uri: &Uri) -> Box<str> {
+    match decoded {
+        Ok(Path(id)) => id.into(),
+        Err(_) => uri.path().rsplit('/').next().unwrap_or_default().into(),
+    }
 }
 
 /// Answers a request for a feed, which is at the door until it is known who asks.
@@ -189,12 +198,20 @@ impl Reply {
     async fn serve(self, app: Arc<App>, asked: Asked) -> Response<Body> {
         let Asked { shape, work } = asked;
         let outcome = match work {
-            Work::OpenRun { open, run, ability, lease } => {
-                let opens = |facts: &Facts| may_read_run(&ability, &run, facts);
-                unless_over(Box::pin(app.feeds.open_run(open, opens)).await, lease)
+            Work::OpenRun(open, run, caller) => {
+                let opens = |facts: &Facts| may_read_run(&caller.ability, &run, facts);
+                let opened = Box::pin(app.feeds.open_run(open, opens)).await;
+                match still_good(&caller) {
+                    Ok(()) => opened,
+                    Err(error) => return self.refuse(&error),
+                }
             }
-            Work::OpenList(open, lease) => {
-                unless_over(Box::pin(app.feeds.open_list(open)).await, lease)
+            Work::OpenList(open, caller) => {
+                let opened = Box::pin(app.feeds.open_list(open)).await;
+                match still_good(&caller) {
+                    Ok(()) => opened,
+                    Err(error) => return self.refuse(&error),
+                }
             }
             Work::Stream(poll, expires_at) => {
                 let Some(live) = app.limits.live.enter(&poll.view.feed.environment) else {
@@ -236,9 +253,15 @@ impl Reply {
     }
 }
 
-/// An opening may have waited for long.
-fn unless_over(outcome: Outcome, lease: Lease) -> Outcome {
-    if lease.over().is_some() { Outcome::Over(lease) } else { outcome }
+/// An opening may have waited for longer than its credential lasted.
+fn still_good(caller: &Caller) -> Result<(), HttpError> {
+    if caller.lease.over().is_some() {
+        return Err(over(&caller.lease));
+    }
+    match caller.expires_at {
+        Some(end) if end <= SystemTime::now() => Err(HttpError::Refused(caller.once_expired)),
+        _ => Ok(()),
+    }
 }
 
 /// What the credential is told now that opened this. One that merely means something else asks anew.

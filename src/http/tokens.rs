@@ -48,7 +48,9 @@ async fn mint(app: &App, request: Request) -> Result<String, HttpError> {
     let (head, body) = request.into_parts();
     let caller = app.door.admit_key(&head.headers).await?;
     app.count(&head.headers)?;
-    let wanted = Mint::read(&json_of(body).await?).map_err(bad_body)?;
+    // It is at the door no more.
+    drop(head);
+    let wanted = Mint::read(&json_of(app, &caller, body).await?).map_err(bad_body)?;
     let expiry = expiry(wanted.expiration.as_ref(), SHORT);
     let wish = Wish {
         scopes: Some(wanted.scopes),
@@ -64,7 +66,8 @@ async fn mint(app: &App, request: Request) -> Result<String, HttpError> {
 async fn mint_any(app: &App, request: Request) -> Result<String, HttpError> {
     let (head, body) = request.into_parts();
     let caller = unrestricted(app, &head.headers).await?;
-    let wanted = MintAny::read(&json_of(body).await?).map_err(bad_body)?;
+    drop(head);
+    let wanted = MintAny::read(&json_of(app, &caller, body).await?).map_err(bad_body)?;
     let expiry = expiry(wanted.expiration.as_ref(), LONG)?;
     let wish = Wish { scopes: wanted.scopes, ..Wish::default() };
     let token = app.door.mint(&caller, wish, expiry).await?;
@@ -80,7 +83,9 @@ async fn unrestricted(app: &App, headers: &HeaderMap) -> Result<Caller, HttpErro
     }
 }
 
-async fn json_of(body: Body) -> Result<Value, HttpError> {
+async fn json_of(app: &App, caller: &Caller, body: Body) -> Result<Value, HttpError> {
+    let place = app.limits.bodies.try_enter(&caller.environment_id);
+    let _place = place.ok_or(HttpError::Unavailable)?;
     let read = axum::body::to_bytes(body, MAX_BODY_BYTES);
     let bytes: Bytes = match tokio::time::timeout(BODY_PATIENCE, read).await {
         Ok(Ok(bytes)) => bytes,

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::Admission;
+use super::gate::Gate;
 use super::live::{Live, LiveSettings};
 use super::rate::{Quantity, Rate};
 
 /// Addresses, and credentials, of which is remembered how much of their rate they have used. About
 /// 100 bytes each.
 const MOST_KEYS: usize = 200_000;
+/// Bodies that are read at once; no environment has more than three quarters of them.
+const MOST_BODIES: usize = 1_000;
 /// How often what is not used any more is forgotten.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -49,6 +52,8 @@ pub struct RequestLimits {
     pub digests: RandomState,
     /// Held polls and connections of events, by environment.
     pub live: Live,
+    /// Bodies that are being read, by environment.
+    pub bodies: Gate,
 }
 
 impl RequestLimits {
@@ -60,6 +65,7 @@ impl RequestLimits {
             credentials: settings.credential.map(|each| Rate::new(each, MOST_KEYS, "credential")),
             digests: RandomState::new(),
             live: Live::new(settings.live),
+            bodies: Gate::new(MOST_BODIES, 0, "bodies"),
         }
     }
 

@@ -172,6 +172,10 @@ async fn every_failure_of_the_catalogue_has_its_status_body_and_headers() {
         Row(SEEDED.rival.secret_key, None, run, 404, NOT_FOUND),
         Row(&narrow, None, "runs/run_nobody", 404, NOT_FOUND),
         Row(own, None, batch, 404, NOT_FOUND),
+        // What no id can be, as it is no text.
+        Row(own, None, "runs/run_%ff", 404, NOT_FOUND),
+        Row("", None, "runs/run_%ff", 401, MISSING),
+        Row("", None, "batches/batch_%ff", 401, MISSING),
         Row(&narrow, None, batch, 404, NOT_FOUND),
         Row(&narrow, None, run, 403, FORBIDDEN),
         Row(&narrow, None, list, 403, FORBIDDEN),

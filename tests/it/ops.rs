@@ -2,6 +2,7 @@
 
 use crate::support::cluster::fresh_database;
 use crate::support::gateway::{Gateway, Shape};
+use crate::support::program::run;
 
 #[tokio::test]
 async fn probes_are_answered_on_both_addresses_and_metrics_on_the_operators_alone() {
@@ -67,4 +68,18 @@ async fn what_clients_ask_for_makes_no_series() {
     let metrics = gateway.admin("/metrics").await.text;
     assert!(!metrics.contains("nowhere") && !metrics.contains("run_2"), "{metrics}");
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn every_setting_that_the_documents_name_is_in_the_help() {
+    let help = run(&["serve", "--help"]).await.stdout;
+    let documents =
+        [include_str!("../../docs/OPERATIONS.md"), include_str!("../../docs/SECURITY.md")];
+    for document in documents {
+        let is_part = |c: char| c.is_ascii_uppercase() || c == '_';
+        for name in document.split(|c| !is_part(c)).filter(|name| name.starts_with("RUNWIRE_")) {
+            let named = ["=", "]"].map(|end| help.contains(&format!("[env: {name}{end}")));
+            assert!(named.contains(&true), "{name}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use runwire::dev::seed::SEEDED;
 use serde_json::json;
 
 use crate::support::cluster::fresh_database;
+use crate::support::gateway::eventually;
 use crate::support::program::Serving;
 use crate::support::runs::{insert_run, update};
 use crate::support::token;
@@ -65,30 +66,34 @@ async fn provoke(url: &str, pool: &sqlx::PgPool) -> Vec<String> {
     bearers.iter().map(|bearer| bearer.to_string()).collect()
 }
 
-/// The log of a gateway that was provoked, with keys in memory or not, and the secrets that it was told.
-async fn log_of(environment: &[(&str, &str)], keys: &str) -> (String, Vec<String>) {
+/// The log of a gateway that was provoked, and the secrets that it was told. It holds all keys in
+/// memory, or looks each up.
+async fn log_of(environment: &[(&str, &str)], held: bool) -> (String, Vec<String>) {
     let database = fresh_database().await;
     // Nobody asks for the password here, and it is one all the same.
     let mut url: url::Url = database.url.parse().expect("a URL");
     url.set_password(Some(&format!("pass{CANARY}"))).expect("a password");
     let anywhere = "http://127.0.0.1:0";
-    let serving = Serving::start_in(
-        environment,
-        anywhere,
-        url.as_str(),
-        &["--hold=50ms", "--just-created-wait=0s", keys],
-    )
-    .await;
+    let key_bytes = if held { "--key-bytes=1MiB" } else { "--key-bytes=1KiB" };
+    let arguments = ["--hold=50ms", "--just-created-wait=0s", key_bytes];
+    let serving = Serving::start_in(environment, anywhere, url.as_str(), &arguments).await;
     serving.ready().await;
+    if held {
+        let loaded = || async { serving.metric("runwire_key_loads_total").await > 0.0 };
+        eventually("the keys to be loaded", loaded).await;
+    }
     let secrets = provoke(&serving.url, &database.pool).await;
     // The columns go, so that failures are told of as well.
     let gone = r#"ALTER TABLE "TaskRun" DROP COLUMN payload; ALTER TABLE "RuntimeEnvironment" DROP COLUMN "apiKey""#;
     sqlx::raw_sql(gone).execute(&database.pool).await.expect("drop what is asked for");
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    for bearer in [format!("tr_dev_{CANARY}"), SEEDED.production.secret_key.to_owned()] {
+    let unknown = if held { 401 } else { 503 };
+    for (bearer, status) in
+        [(format!("tr_dev_{CANARY}"), unknown), (SEEDED.production.secret_key.to_owned(), 503)]
+    {
         let path = format!("/realtime/v1/runs/run_{CANARY}?offset=-1&tags={CANARY}");
         let request = client.get(format!("{}{path}", serving.url)).bearer_auth(bearer);
-        request.send().await.expect("an answer");
+        assert_eq!(request.send().await.expect("an answer").status(), status);
     }
     (serving.stop().await, secrets)
 }
@@ -96,11 +101,11 @@ async fn log_of(environment: &[(&str, &str)], keys: &str) -> (String, Vec<String
 #[tokio::test]
 async fn no_secret_and_no_row_is_in_the_log_at_any_level() {
     let trace = [("RUNWIRE_LOG", "trace")];
-    let ((held, mut secrets), (looked_up, more)) =
-        tokio::join!(log_of(&trace, "--key-bytes=1MiB"), log_of(&trace, "--key-bytes=1"));
-    assert!(looked_up.contains("could not be looked up"), "it tells of trouble: {looked_up}");
+    let (held, mut secrets) = log_of(&trace, true).await;
+    let (log, more) = log_of(&trace, false).await;
+    assert!(log.contains("could not be looked up"), "it tells of trouble: {log}");
+    let log = held + &log;
     secrets.extend(more);
-    let log = held + &looked_up;
     let line_with = |text: &str| log.lines().find(|line| line.contains(text));
     assert_eq!(line_with(CANARY), None);
     for secret in secrets {
@@ -120,7 +125,7 @@ fn is_a_librarys_below_info(line: &&str) -> bool {
 #[tokio::test]
 async fn only_a_setting_that_is_named_unsafe_lets_libraries_be_heard_below_info() {
     let unsafely = ("RUNWIRE_UNSAFE_LOG_DEPENDENCIES", "true");
-    let (log, _) = log_of(&[("RUNWIRE_LOG", "trace"), unsafely], "--key-bytes=1MiB").await;
+    let (log, _) = log_of(&[("RUNWIRE_LOG", "trace"), unsafely], true).await;
     assert!(log.contains("libraries log without a cap"), "it warns");
     assert!(log.lines().any(|line| is_a_librarys_below_info(&line)), "and they do");
 }

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 use super::*;
 use crate::support::token;
@@ -209,5 +211,24 @@ async fn what_is_looked_up_ends_at_once_too_when_the_stream_tells() {
         .await;
     root.ends(since, INVALID_KEY).await;
     public.ends(since, BAD_TOKEN).await;
+    trial.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn who_leaves_while_waiting_for_the_stream_is_not_counted_any_more() {
+    let trial = Trial::new(false, &[]).await;
+    let to = trial.gateway.url.trim_start_matches("http://").to_owned();
+    for n in 0..100 {
+        let mut stream = TcpStream::connect(&to).await.unwrap();
+        let ask = format!(
+            "GET /realtime/v1/runs?offset=-1 HTTP/1.1\r\nhost: x\r\nauthorization: tr_prod_{n}\r\n\r\n"
+        );
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        // Long enough to be read, and less than an answer takes.
+        tokio::time::sleep(Duration::from_millis(n % 4)).await;
+    }
+    let nobody =
+        || async { trial.gateway.metric("runwire_credential_lookups_waiting").await == 0.0 };
+    eventually("nobody to wait", nobody).await;
     trial.gateway.stop().await;
 }

@@ -3,6 +3,7 @@
 //! Nothing is believed for less than 30 s here unless a test says so, so that what ends within
 //! [`AT_ONCE`] has ended because the stream told of it.
 
+mod expired;
 mod lookups;
 mod published;
 mod revoked;

@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use sqlx::Executor as _;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::{assert_refused, refused, until_used};
 use crate::consistency::node::{Kind, Node, client, get};
-use crate::network::opened;
+use crate::network::{address, opened};
 use crate::support::cluster::fresh_database;
 use crate::support::gateway::{Shape, eventually};
 
@@ -17,8 +19,8 @@ const LIMIT: usize = 5;
 async fn who_comes_while_the_door_is_full_is_refused_at_once_and_who_is_inside_does_not_count() {
     let database = fresh_database().await;
     let key = database.seeded.production.secret_key;
-    // No keys are held, so that who is not known has to be looked up.
-    let arguments = ["--hold=60s", "--max-at-door=5", "--key-bytes=1"];
+    // The keys are not held in memory, so that each that is not known is looked up.
+    let arguments = ["--hold=60s", "--max-at-door=5", "--key-bytes=1KiB"];
     let node = Node::start(Kind::Binary, &database.url, &arguments).await;
     let (run, open) = opened(&node, &database, 1).await.remove(0);
     let mut polls = JoinSet::new();
@@ -68,4 +70,31 @@ async fn who_comes_while_the_door_is_full_is_refused_at_once_and_who_is_inside_d
     until_used(&node, "admission", 0.0).await;
     assert_eq!(node.get(key, &run, "offset=-1").await.status, 200);
     assert_eq!(node.metric("runwire_holds").await, 2.0 * LIMIT as f64);
+}
+
+/// A body that never comes is waited for; whoever sends it was let in before.
+#[tokio::test]
+async fn slow_bodies_of_one_environment_neither_fill_the_door_nor_keep_others_from_minting() {
+    let database = fresh_database().await;
+    let seeded = database.seeded;
+    let node = Node::start(Kind::Binary, &database.url, &["--max-at-door=5"]).await;
+    let path = "/api/v1/auth/public-tokens";
+    let mut slow = Vec::new();
+    for _ in 0..2 * LIMIT {
+        let mut stream = TcpStream::connect(address(&node)).await.expect("connect");
+        let key = seeded.production.secret_key;
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 40\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.expect("ask");
+        slow.push(stream);
+        // One after the other, since the door itself has few places here.
+        until_used(&node, "bodies", slow.len() as f64).await;
+    }
+    until_used(&node, "admission", 0.0).await;
+    let mint = client().post(format!("{}{path}", node.url)).bearer_auth(seeded.rival.secret_key);
+    let minted = mint.body(r#"{"scopes":["read:runs"]}"#).send().await.expect("an answer");
+    assert_eq!(minted.status(), 200);
+    drop(slow);
+    until_used(&node, "bodies", 0.0).await;
 }

@@ -140,6 +140,38 @@ async fn requests_on_one_connection_are_limited_as_connections_are() {
         .await;
 }
 
+#[tokio::test]
+async fn events_on_one_connection_take_places_and_keep_it_for_as_long_as_they_flow() {
+    let database = fresh_database().await;
+    let key = database.seeded.production.secret_key;
+    let arguments = ["--max-connections=6", "--idle-timeout=1s", "--sse-life=60s"];
+    let node = Node::start(Kind::Binary, &database.url, &arguments).await;
+    let (run, open) = opened(&node, &database, 1).await.remove(0);
+    let client = http2_client();
+    let path = format!("{}&live_sse=true", open.next(&run));
+    let events = || poll(client.clone(), node.url.clone(), key, path.clone());
+    let mut flowing = Vec::new();
+    let mut refused = None;
+    for _ in 0..8 {
+        let answer = events().await;
+        match answer.status().as_u16() {
+            200 => flowing.push(answer),
+            _ => refused = Some(answer),
+        }
+    }
+    let refused = refused.expect("events beyond the places");
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert!(flowing.len() <= 6, "{}", flowing.len());
+
+    // A connection on which events flow is not idle: who comes later comes on the same.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let before = series(&node, "runwire_connections", PUBLIC).await;
+    drop(flowing.pop());
+    eventually("the place to be free again", || async { events().await.status() == 200 }).await;
+    assert_eq!(series(&node, "runwire_connections", PUBLIC).await, before);
+}
+
 /// Says the preface in pieces, as a network may deliver it, and expects the server's SETTINGS.
 #[tokio::test]
 async fn the_protocol_is_told_however_the_first_bytes_are_cut() {
