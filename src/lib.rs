@@ -16,5 +16,6 @@ pub mod readiness;
 pub mod replication;
 pub mod runs;
 pub mod server;
+pub mod streams;
 pub mod telemetry;
 pub mod token_command;

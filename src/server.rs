@@ -17,7 +17,7 @@ use crate::http::listen::{self, Patience};
 use crate::http::ops::Ops;
 use crate::http::proxy::Proxies;
 use crate::http::tls::{Tls, TlsError, TlsFiles};
-use crate::http::{self, App, Entrance, Metrics, Throttle};
+use crate::http::{self, App, Entrance, Metrics, StreamSettings, Streams, Throttle};
 use crate::limits::{Fleet, RequestLimits, RequestSettings};
 use crate::postgres::ConnectionUrl;
 use crate::readiness::{Lag, Readiness};
@@ -25,6 +25,8 @@ use crate::replication::change::{Event, Marks};
 use crate::replication::{self, SetupError, Source};
 use crate::runs::reader::{Reader, ReaderLimits};
 use crate::runs::store::RunStore;
+use crate::runs::streams::StreamRuns;
+use crate::streams::Store;
 use crate::telemetry;
 
 /// How often the server's state is looked at once the stream is caught up.
@@ -37,6 +39,8 @@ const RETAINED_EVERY: u32 = 10;
 const READY_LAG: Duration = Duration::from_secs(3);
 /// Connections for looking up credentials.
 const KEY_CONNECTIONS: u32 = 4;
+/// Connections for the rows of runs that have streams.
+const STREAM_CONNECTIONS: u32 = 4;
 /// How long a drain may take before what is left is cut.
 const DRAIN_LIMIT: Duration = Duration::from_secs(4);
 
@@ -79,6 +83,8 @@ pub struct Settings {
     pub sse_life: Duration,
     /// How often feeds answer.
     pub throttle: Throttle,
+    /// How streams work.
+    pub streams: StreamSettings,
 }
 
 /// Where TLS is spoken.
@@ -123,6 +129,7 @@ pub struct Server {
     drain: CancellationToken,
     stop_stream: CancellationToken,
     stream: std::thread::JoinHandle<()>,
+    store: Store,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -196,6 +203,12 @@ impl Server {
             metrics: metrics.clone(),
         };
 
+        let stream_runs = StreamRuns::new(pool(STREAM_CONNECTIONS), STREAM_CONNECTIONS as usize);
+        let store = Store::embedded(settings.streams.store.clone());
+        let streams = Streams::new(settings.streams, store.clone(), stream_runs);
+        let wake = store.clone();
+        let streams_work = async move { wake.wake().await };
+
         let created_max = settings.feeds.created_max;
         let feeds = Feeds::new(feed, reader, readiness.flag(), drain.clone(), settings.feeds);
         let app = Arc::new(App {
@@ -207,6 +220,7 @@ impl Server {
             sse_life: settings.sse_life,
             created_max,
             throttle: settings.throttle,
+            streams,
             drain: drain.clone(),
             metrics: Metrics::default(),
         });
@@ -262,6 +276,7 @@ impl Server {
             tokio::spawn(limits_work),
             tokio::spawn(fleet_work),
             tokio::spawn(tls_work),
+            tokio::spawn(streams_work),
             tokio::spawn(listen::serve(
                 "admin",
                 admin,
@@ -288,6 +303,7 @@ impl Server {
             drain,
             stop_stream,
             stream,
+            store,
             tasks,
         })
     }
@@ -307,6 +323,7 @@ impl Server {
         if tokio::time::timeout(DRAIN_LIMIT, everything).await.is_err() {
             tracing::warn!("connections were cut at the end of the drain");
         }
+        self.store.close().await;
     }
 }
 

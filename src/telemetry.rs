@@ -79,6 +79,14 @@ metric_names! {
     FLEET_GATEWAYS = "runwire_fleet_gateways";
     /// TLS handshakes that came to nothing, by why: `timeout` or `refused`.
     TLS_FAILED = "runwire_tls_handshakes_failed_total";
+    /// Streams that somebody reads now, each by one tail.
+    STREAM_TAILS = "runwire_stream_tails";
+    /// Readers of streams now.
+    STREAM_READERS = "runwire_stream_readers";
+    /// Readers that read the store, since what they need is not in memory.
+    STREAM_CATCH_UPS = "runwire_stream_catch_ups_total";
+    /// Readers cut by a fault of the store.
+    STREAM_FAULTS = "runwire_stream_faults_total";
 }
 
 /// Installs the metrics recorder of this process, once, and describes every metric.
@@ -141,6 +149,10 @@ fn describe() {
     describe_gauge!(FLEET_CONNECTED, "Whether Redis answers, so that limits hold across gateways");
     describe_gauge!(FLEET_GATEWAYS, "Gateways that share limits by way of Redis");
     describe_counter!(TLS_FAILED, "TLS handshakes that came to nothing, by why");
+    describe_gauge!(STREAM_TAILS, "Streams that somebody reads now, each by one tail");
+    describe_gauge!(STREAM_READERS, "Readers of streams now");
+    describe_counter!(STREAM_CATCH_UPS, "Readers that had to read the store");
+    describe_counter!(STREAM_FAULTS, "Readers cut by a fault of the store");
 }
 
 /// What a feed counts with every answer, looked up once.
