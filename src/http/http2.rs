@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::http::header::ORIGIN;
 use axum::http::{Request, Response};
+use futures_util::StreamExt as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -100,8 +101,16 @@ async fn answer<A: Answers>(
         },
     };
     let response = shared.answers.answer(peer, request).await;
-    drop((place, at_work));
-    Ok(response)
+    if response.body().size_hint().exact().is_some() {
+        return Ok(response);
+    }
+    // An answer that goes on is at work until its end: a writer of a stream may say nothing for minutes.
+    let kept = (place, at_work);
+    let keep = move |piece| {
+        let _ = &kept;
+        piece
+    };
+    Ok(response.map(|body| Body::from_stream(body.into_data_stream().map(keep))))
 }
 
 /// The requests of a connection.

@@ -131,6 +131,15 @@ impl Embedded {
         opening.lock = None;
     }
 
+    /// Closes what is open without the store's knowing, as a fault does.
+    #[cfg(test)]
+    pub(super) async fn break_off(&self) {
+        let opened = self.opened.read().clone();
+        if let Some(opened) = opened {
+            let _ = self.patiently(async move { opened.backend.close().await }).await;
+        }
+    }
+
     /// See [`super::Store::append`].
     pub async fn append(&self, stream: &StreamId, body: Bytes) -> Result<(), StoreError> {
         let record = Record::try_from_parts(Vec::new(), body).map_err(refused)?;

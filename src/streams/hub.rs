@@ -147,6 +147,18 @@ impl Hub {
         Ok(Reader { store: self.0.store.clone(), tail, changed, at, past: None })
     }
 
+    /// The recent records that are kept, in bytes.
+    #[cfg(test)]
+    pub(super) fn recent(&self) -> usize {
+        self.0.recent.used.load(Ordering::Relaxed)
+    }
+
+    /// The streams that somebody reads.
+    #[cfg(test)]
+    pub(super) fn tails(&self) -> usize {
+        self.0.tails.lock().len()
+    }
+
     fn tail(&self, stream: StreamId) -> Arc<Tail> {
         let mut tails = self.0.tails.lock();
         let living = tails.get(&stream).and_then(Weak::upgrade);

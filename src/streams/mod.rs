@@ -10,6 +10,8 @@ mod batch;
 mod embedded;
 mod frames;
 mod hub;
+#[cfg(all(test, feature = "embedded"))]
+mod hub_tests;
 mod secret;
 mod store;
 

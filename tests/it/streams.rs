@@ -3,6 +3,7 @@
 mod access;
 mod resumed;
 mod routes;
+mod s2;
 
 use serde_json::json;
 
@@ -47,6 +48,22 @@ async fn a_writer_that_stays_open_is_read_as_it_writes() {
         expect_numbers(&mut reader, n..n + 1).await;
     }
     order(&mut writer, json!({ "order": "close" })).await;
+}
+
+#[tokio::test]
+async fn a_writer_may_be_silent_for_longer_than_a_connection_may_be_idle() {
+    let stand = Stand::start(&["--idle-timeout=1s"]).await;
+    let run = stand.run().await;
+    let mut writer = stand.task("sdk-4.8.3", &run).await;
+    order(&mut writer, json!({ "order": "open", "key": "ai" })).await;
+    for n in 0..3 {
+        order(&mut writer, json!({ "order": "write", "values": [{ "n": n }] })).await;
+        // What it sees is silence: nothing to wait for.
+        tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    }
+    order(&mut writer, json!({ "order": "close" })).await;
+    // On the session that it began with: another one would have sent chunks again.
+    assert_eq!(records(&stand.read(&run, "ai", None, 0).await).len(), 3);
 }
 
 #[tokio::test]
