@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::{self, Engine};
 use super::postgres::{Options, Postgres};
-use super::welcome::Welcome;
+use super::welcome::{self, Welcome};
 use super::{BinariesError, DatabaseError, StartError, seed};
 use crate::config::FeedArgs;
 use crate::http::StreamSettings;
@@ -182,6 +182,7 @@ impl Stand {
             // At no pace at all it would be a load test.
             step: args.pace.max(Duration::from_millis(1)),
             ticking: Some(seeded.run.to_owned()),
+            answering: Some((seeded.run.to_owned(), welcome::reached_at(server.address))),
             seed: args.seed,
             ..engine::Settings::default()
         };

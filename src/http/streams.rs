@@ -396,14 +396,17 @@ fn credentials(
             format!("{}://{host}/s2/v1", uri.scheme_str().unwrap_or("http"))
         }
     };
-    let unfit = |_| HttpError::Text(StatusCode::BAD_REQUEST, "Invalid stream key".into());
-    let text = |text: &str| HeaderValue::from_bytes(text.as_bytes()).map_err(unfit);
+    let unfit = || HttpError::Text(StatusCode::BAD_REQUEST, "Invalid stream key".into());
+    let text = |text: &str| HeaderValue::from_str(text).map_err(|_| unfit());
     if name.len() > 512 {
         return Err(HttpError::Text(StatusCode::BAD_REQUEST, "Stream key is too long".into()));
     }
+    // Clients read headers as Latin-1, and upstream cannot send what is more than that.
+    let latin: Result<Vec<u8>, _> = name.chars().map(u8::try_from).collect();
+    let latin = latin.ok().and_then(|name| HeaderValue::from_bytes(&name).ok());
     let all = [
         ("x-s2-access-token", text(&token)?),
-        ("x-s2-stream-name", text(&name)?),
+        ("x-s2-stream-name", latin.ok_or_else(unfit)?),
         ("x-s2-basin", text(&basin)?),
         ("x-s2-flush-interval-ms", HeaderValue::from(settings.linger_ms)),
         ("x-s2-max-retries", HeaderValue::from_static("10")),

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -367,7 +368,9 @@ impl Embedded {
     /// by it when that one opens anew.
     fn lock(&self) -> Result<File, StoreError> {
         let directory = &self.settings.directory;
-        std::fs::create_dir_all(directory).map_err(StoreError::of)?;
+        // What is in it is nobody else's.
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.map_err(StoreError::of)?;
         let path = directory.with_extension("lock");
         let file = File::options().create(true).truncate(false).write(true).open(path);
         let file = file.map_err(StoreError::of)?;
