@@ -27,6 +27,9 @@ const MAX_CHUNK_BYTES: usize = 512 << 10;
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// The most that S2 takes as one record, as it counts.
 const MAX_RECORD: usize = 1 << 20;
+/// The longest name of a stream, in bytes.
+const MAX_NAME: usize = 512;
+const BAD_KEY: &str = "Invalid stream key";
 /// The longest time that a reader may ask to wait for a chunk, in seconds.
 const MAX_WAIT: i64 = 600;
 
@@ -128,9 +131,13 @@ impl Streams {
         (basin, format!("{tenant}/runs/{friendly_id}/"))
     }
 
-    fn stream(&self, environment: &str, run: &StreamRun, key: &str) -> StreamId {
+    fn stream(&self, environment: &str, run: &StreamRun, key: &str) -> Result<StreamId, HttpError> {
         let (basin, prefix) = self.place(environment, run);
-        StreamId { basin, name: format!("{prefix}{key}").into() }
+        let name = format!("{prefix}{key}");
+        if key.contains('\0') || name.len() > MAX_NAME {
+            return Err(HttpError::Text(StatusCode::BAD_REQUEST, BAD_KEY.into()));
+        }
+        Ok(StreamId { basin, name: name.into() })
     }
 }
 
@@ -204,10 +211,10 @@ pub async fn append(
         let on = "Cannot append to a realtime stream on a completed run";
         let run = find(&app, &caller, &run, &target, on).await?;
         require_v2(&run)?;
+        let stream = app.streams.stream(&caller.environment_id, &run, &key)?;
         app.streams.runs.push_key(&caller.environment_id, &run, &key).await?;
         let part = head.headers.get("x-part-id").and_then(|id| id.to_str().ok());
         let record = record(&read_body(body).await?, part)?;
-        let stream = app.streams.stream(&caller.environment_id, &run, &key);
         match app.streams.store().append(&stream, record).await {
             Ok(()) => Ok(()),
             Err(StoreError::Unavailable(_)) => Err(HttpError::Unavailable),
@@ -254,7 +261,7 @@ pub async fn read(
         let Some(live) = app.limits.live.enter(environment) else {
             return Err(HttpError::TooManyLive);
         };
-        let stream = app.streams.stream(environment, &run, &key);
+        let stream = app.streams.stream(environment, &run, &key)?;
         let reader = app.streams.hub.read(stream, start(&head.headers)).await?;
         Ok(events(reader, wait, caller.expires_at, app.drain.clone(), live))
     };
@@ -375,8 +382,8 @@ fn credentials(
     uri: &Uri,
 ) -> Result<HeaderMap, HttpError> {
     let issuer = streams.issuer()?;
-    let (basin, prefix) = streams.place(&caller.environment_id, run);
-    let name = format!("{prefix}{key}");
+    let StreamId { basin, name } = streams.stream(&caller.environment_id, run, key)?;
+    let (_, prefix) = streams.place(&caller.environment_id, run);
     let end = SystemTime::now() + issuer.lifetime;
     let grant = Grant {
         environment: caller.environment_id.to_string(),
@@ -396,11 +403,8 @@ fn credentials(
             format!("{}://{host}/s2/v1", uri.scheme_str().unwrap_or("http"))
         }
     };
-    let unfit = || HttpError::Text(StatusCode::BAD_REQUEST, "Invalid stream key".into());
+    let unfit = || HttpError::Text(StatusCode::BAD_REQUEST, BAD_KEY.into());
     let text = |text: &str| HeaderValue::from_str(text).map_err(|_| unfit());
-    if name.len() > 512 {
-        return Err(HttpError::Text(StatusCode::BAD_REQUEST, "Stream key is too long".into()));
-    }
     // Clients read headers as Latin-1, and upstream cannot send what is more than that.
     let latin: Result<Vec<u8>, _> = name.chars().map(u8::try_from).collect();
     let latin = latin.ok().and_then(|name| HeaderValue::from_bytes(&name).ok());

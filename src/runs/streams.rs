@@ -37,6 +37,8 @@ pub struct StreamRun {
     pub tags: Vec<String>,
     /// The friendly id of its batch.
     pub batch: Option<String>,
+    /// The keys of its streams.
+    pub keys: Vec<String>,
 }
 
 /// Which run a stream is of.
@@ -84,7 +86,8 @@ pub struct StreamRuns {
 const RUN: &str = r#"
 SELECT t.id, t."friendlyId", t."realtimeStreamsVersion" AS version, t."streamBasinName" AS basin,
        t."completedAt" IS NOT NULL AS completed, e."organizationId" AS organization, e.slug,
-       t."taskIdentifier" AS task, coalesce(t."runTags", '{}') AS tags, b."friendlyId" AS batch
+       t."taskIdentifier" AS task, coalesce(t."runTags", '{}') AS tags, b."friendlyId" AS batch,
+       coalesce(t."realtimeStreams", '{}') AS keys
 FROM "TaskRun" r
 JOIN "RuntimeEnvironment" e ON e.id = r."runtimeEnvironmentId"
 LEFT JOIN "TaskRun" t ON t."runtimeEnvironmentId" = r."runtimeEnvironmentId" AND t.id =
@@ -141,6 +144,7 @@ impl StreamRuns {
                 task: row.try_get("task")?,
                 tags: row.try_get("tags")?,
                 batch: row.try_get("batch")?,
+                keys: row.try_get("keys")?,
             })))
         };
         self.patiently(environment, read).await
@@ -153,6 +157,9 @@ impl StreamRuns {
         run: &StreamRun,
         key: &str,
     ) -> Result<(), StreamRunsError> {
+        if run.keys.iter().any(|known| known == key) {
+            return Ok(());
+        }
         let write = async {
             let mut lease = Lease::of(&self.pool).await?;
             sqlx::query(PUSH).bind(&run.id).bind(key).execute(lease.connection()?).await?;

@@ -188,6 +188,28 @@ async fn a_v1_run_is_told_which_setting_is_missing_and_nothing_is_pushed() {
 }
 
 #[tokio::test]
+async fn a_key_that_names_no_stream_is_refused_and_not_pushed() {
+    let stand = Stand::start(&[]).await;
+    let run = stand.run().await;
+    for key in ["a%00b".to_owned(), "x".repeat(500), "line%0Abreak".to_owned()] {
+        let path = format!("/realtime/v1/streams/{run}/self/{key}");
+        let (status, body) = ask(&stand, "PUT", &path, stand.key()).await;
+        assert_eq!((status.as_u16(), &*body), (400, "Invalid stream key"), "{key}");
+    }
+    for key in ["a%00b".to_owned(), "x".repeat(500)] {
+        let path = format!("/realtime/v1/streams/{run}/self/{key}/append");
+        assert_eq!(ask(&stand, "POST", &path, stand.key()).await.0, 400, "{key}");
+        let path = format!("/realtime/v1/streams/{run}/{key}");
+        assert_eq!(ask(&stand, "GET", &path, stand.key()).await.0, 400, "{key}");
+    }
+    assert!(stand.keys(&run).await.is_empty());
+    // What is none of these may be anything.
+    stand.append(&run, "%C3%A4%20%2F%25", "x").await;
+    assert_eq!(stand.keys(&run).await, ["ä /%"]);
+    assert_eq!(records(&stand.read(&run, "%C3%A4%20%2F%25", None, 0).await).len(), 1);
+}
+
+#[tokio::test]
 async fn a_missing_grant_is_named() {
     let stand = Stand::start(&[]).await;
     let run = stand.run().await;
