@@ -120,8 +120,9 @@ async fn a_fault_of_the_store_is_an_error_to_every_reader() {
     let mut reader = stand.read(Start::At(0)).await;
     assert_eq!(numbers(&mut reader, 0).await, [0]);
     stand.hub.store().close().await;
-    let until = Instant::now() + Duration::from_secs(20);
-    assert!(reader.next(Some(until)).await.is_err());
+    let told = reader.next(Some(Instant::now() + Duration::from_secs(20)));
+    let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+    assert!(told.expect("it is told").is_err());
     assert!(stand.hub.read(stand.stream.clone(), Start::Latest).await.is_err());
 }
 
