@@ -1,6 +1,7 @@
 //! Settings: one struct per area. `--help`, the environment and the operations page come from here.
 
 mod door;
+mod streams;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -11,6 +12,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 
 pub use door::{LimitArgs, RedisArgs, TlsArgs};
+pub use streams::StreamArgs;
 
 use crate::auth;
 use crate::feed::{FeedSettings, Limits};
@@ -48,6 +50,8 @@ pub struct ServeArgs {
     tls: TlsArgs,
     #[command(flatten)]
     redis: RedisArgs,
+    #[command(flatten)]
+    streams: StreamArgs,
 }
 
 /// Where the database is.
@@ -133,7 +137,8 @@ pub struct ListenArgs {
     /// For how long a connection may ask nothing
     #[arg(long, env = "RUNWIRE_IDLE_TIMEOUT", default_value = "60s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub idle_timeout: Duration,
-    /// Where Runwire keeps what it must not lose. Nothing yet
+    /// Where Runwire keeps what it must not lose: the chunks of streams, and the secret for their tokens.
+    /// Made with the first stream. One gateway at a time uses it
     #[arg(long, env = "RUNWIRE_DATA_DIR", default_value = "./runwire-data", value_name = "DIR")]
     pub data_dir: PathBuf,
 }
@@ -367,6 +372,7 @@ impl ServeArgs {
             hold: self.feed.hold,
             sse_life: self.feed.sse_life(),
             throttle: self.feed.throttle(),
+            streams: self.streams.settings(&self.listen.data_dir)?,
         })
     }
 }

@@ -17,6 +17,7 @@ pub mod readiness;
 pub mod replication;
 pub mod runs;
 pub mod server;
+pub mod streams;
 pub mod telemetry;
 mod ticker;
 pub mod token_command;

@@ -8,7 +8,7 @@ use tracing_subscriber::{EnvFilter, Layer as _, Registry, prelude::*};
 
 /// Libraries that log every failed try by themselves, where we log an outage once. `RUNWIRE_LOG` can
 /// name them to hear them again.
-const QUIET: &str = "pgwire_replication=off,sqlx::postgres::notice=off,sqlx_core::pool=warn,sqlx::pool=warn,sqlx_core::pool::connection=error";
+const QUIET: &str = "pgwire_replication=off,sqlx::postgres::notice=off,sqlx_core::pool=warn,sqlx::pool=warn,sqlx_core::pool::connection=error,slatedb=warn,s2_lite=warn";
 
 /// Lifts the cap on what libraries say, if it is `true`. What they say below info can hold keys,
 /// tokens and rows.

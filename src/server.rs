@@ -15,7 +15,7 @@ use crate::http::listen::{self, Patience};
 use crate::http::ops::Ops;
 use crate::http::proxy::Proxies;
 use crate::http::tls::{Tls, TlsError, TlsFiles};
-use crate::http::{self, App, Entrance, Metrics, Throttle};
+use crate::http::{self, App, Entrance, Metrics, StreamSettings, Streams, Throttle};
 use crate::limits::{Fleet, RequestLimits, RequestSettings};
 use crate::postgres::ConnectionUrl;
 use crate::readiness::Readiness;
@@ -23,6 +23,8 @@ use crate::replication::change::{Event, Marks};
 use crate::replication::{self, SetupError, Source};
 use crate::runs::reader::{Reader, ReaderLimits};
 use crate::runs::store::RunStore;
+use crate::runs::streams::StreamRuns;
+use crate::streams::Store;
 use crate::telemetry;
 use crate::ticker::Ticker;
 
@@ -30,6 +32,8 @@ use crate::ticker::Ticker;
 const KEY_CONNECTIONS: u32 = 4;
 /// How long after leases have ended the next are looked for.
 const BETWEEN_ENDINGS: Duration = Duration::from_millis(20);
+/// Connections for the rows of runs that have streams.
+const STREAM_CONNECTIONS: u32 = 4;
 /// How long a drain may take before what is left is cut.
 const DRAIN_LIMIT: Duration = Duration::from_secs(4);
 
@@ -74,6 +78,8 @@ pub struct Settings {
     pub sse_life: Duration,
     /// How often feeds answer.
     pub throttle: Throttle,
+    /// How streams work.
+    pub streams: StreamSettings,
 }
 
 /// Where TLS is spoken.
@@ -118,6 +124,7 @@ pub struct Server {
     drain: CancellationToken,
     stop_stream: CancellationToken,
     stream: std::thread::JoinHandle<()>,
+    store: Store,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -193,6 +200,12 @@ impl Server {
             metrics: metrics.clone(),
         };
 
+        let stream_runs = StreamRuns::new(pool(STREAM_CONNECTIONS), STREAM_CONNECTIONS as usize);
+        let store = Store::embedded(settings.streams.store.clone());
+        let streams = Streams::new(settings.streams, store.clone(), stream_runs);
+        let wake = store.clone();
+        let streams_work = async move { wake.wake().await };
+
         let created_max = settings.feeds.created_max;
         let feeds = Feeds::new(feed, reader, readiness.flag(), drain.clone(), settings.feeds);
         let app = Arc::new(App {
@@ -204,6 +217,7 @@ impl Server {
             sse_life: settings.sse_life,
             created_max,
             throttle: settings.throttle,
+            streams,
             drain: drain.clone(),
             metrics: Metrics::default(),
         });
@@ -279,6 +293,7 @@ impl Server {
             tokio::spawn(fleet_work),
             tokio::spawn(tls_work),
             tokio::spawn(door_work),
+            tokio::spawn(streams_work),
             tokio::spawn(listen::serve(
                 "admin",
                 admin,
@@ -305,6 +320,7 @@ impl Server {
             drain,
             stop_stream,
             stream,
+            store,
             tasks,
         })
     }
@@ -324,5 +340,6 @@ impl Server {
         if tokio::time::timeout(DRAIN_LIMIT, everything).await.is_err() {
             tracing::warn!("connections were cut at the end of the drain");
         }
+        self.store.close().await;
     }
 }

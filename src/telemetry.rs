@@ -101,6 +101,14 @@ metric_names! {
     KEY_LOADS = "runwire_key_loads_total";
     /// Whether the publication carries the tables of keys.
     KEYS_PUBLISHED = "runwire_keys_published";
+    /// Streams that somebody reads now, each by one tail.
+    STREAM_TAILS = "runwire_stream_tails";
+    /// Readers of streams now.
+    STREAM_READERS = "runwire_stream_readers";
+    /// Readers that read the store, since what they need is not in memory.
+    STREAM_CATCH_UPS = "runwire_stream_catch_ups_total";
+    /// Readers cut by a fault of the store.
+    STREAM_FAULTS = "runwire_stream_faults_total";
 }
 
 /// Installs the metrics recorder of this process, once, and describes every metric.
@@ -173,6 +181,10 @@ fn describe() {
     describe_gauge!(KEY_BYTES, Unit::Bytes, "Memory that environments and keys take");
     describe_counter!(KEY_LOADS, "How often the environments and keys were loaded");
     describe_gauge!(KEYS_PUBLISHED, "Whether the publication carries the tables of keys");
+    describe_gauge!(STREAM_TAILS, "Streams that somebody reads now, each by one tail");
+    describe_gauge!(STREAM_READERS, "Readers of streams now");
+    describe_counter!(STREAM_CATCH_UPS, "Readers that had to read the store");
+    describe_counter!(STREAM_FAULTS, "Readers cut by a fault of the store");
 }
 
 /// What a feed counts with every answer, looked up once.

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::{self, Engine};
 use super::postgres::{Options, Postgres};
-use super::welcome::Welcome;
+use super::welcome::{self, Welcome};
 use super::{BinariesError, DatabaseError, StartError, seed};
 use crate::config::FeedArgs;
+use crate::http::StreamSettings;
 use crate::http::listen::Patience;
 use crate::http::proxy::Proxies;
 use crate::limits::RequestSettings;
@@ -175,11 +176,13 @@ impl Stand {
         let pool = PgPoolOptions::new().acquire_timeout(Duration::from_secs(5));
         let pool = pool.connect(&database_url).await?;
         let seeded = seed::load(&pool).await?;
-        let server = Server::start(settings(args, &database_url)?).await?;
+        let data = postgres.data_dir().join("runwire");
+        let server = Server::start(settings(args, &database_url, &data)?).await?;
         let settings = engine::Settings {
             // At no pace at all it would be a load test.
             step: args.pace.max(Duration::from_millis(1)),
             ticking: Some(seeded.run.to_owned()),
+            answering: Some((seeded.run.to_owned(), welcome::reached_at(server.address))),
             seed: args.seed,
             ..engine::Settings::default()
         };
@@ -230,7 +233,7 @@ impl Stand {
     }
 }
 
-fn settings(args: &DevArgs, database_url: &str) -> Result<server::Settings, DevError> {
+fn settings(args: &DevArgs, database_url: &str, data: &Path) -> Result<server::Settings, DevError> {
     let url = ConnectionUrl::parse(database_url)?;
     Ok(server::Settings {
         listen: args.listen.unwrap_or_else(|| usual_or_free(3040)),
@@ -256,6 +259,7 @@ fn settings(args: &DevArgs, database_url: &str) -> Result<server::Settings, DevE
         hold: args.feed.hold,
         sse_life: args.feed.sse_life(),
         throttle: args.feed.throttle(),
+        streams: StreamSettings::of(data),
     })
 }
 

@@ -1,9 +1,11 @@
 //! The simulated engine behind `runwire dev`: keeps triggering runs and walks them through their
 //! lives.
 
+pub(super) mod answer;
 mod life;
 mod upkeep;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -27,6 +29,9 @@ pub struct Settings {
     pub keep_finished: u32,
     /// A run (by friendly id) whose progress goes round for ever, for examples that always work.
     pub ticking: Option<String>,
+    /// A run (by friendly id) that answers word by word on a stream, and the gateway that it streams
+    /// through.
+    pub answering: Option<(String, SocketAddr)>,
     /// Makes the same choices again.
     pub seed: Option<u64>,
 }
@@ -39,6 +44,7 @@ impl Default for Settings {
             max_live: 40,
             keep_finished: 2000,
             ticking: None,
+            answering: None,
             seed: None,
         }
     }
@@ -68,6 +74,9 @@ impl Engine {
         let world = World { pool, environment, settings, stopping: stopping.clone() };
         tasks.spawn(trigger(world.clone(), tasks.clone()));
         tasks.spawn(upkeep::trim(world.clone()));
+        if let Some((run, gateway)) = world.settings.answering.clone() {
+            tasks.spawn(answer::speak(world.clone(), gateway, run));
+        }
         if let Some(run) = world.settings.ticking.clone() {
             tasks.spawn(upkeep::tick(world, run));
         }

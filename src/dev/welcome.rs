@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::json;
 
+use super::engine::answer::KEY;
 use super::seed::{Environment, Seeded};
 
 /// How long the public token is good for, in seconds.
@@ -24,6 +25,7 @@ impl Welcome<'_> {
     pub(super) fn text(&self, seeded: &Seeded) -> Result<String, jsonwebtoken::errors::Error> {
         let (url, admin) = (base_url(self.address), base_url(self.admin_address));
         let (key, run, batch) = (seeded.production.secret_key, seeded.run, seeded.batch);
+        let stream = KEY;
         let token = public_token(&seeded.production)?;
         let database = self.database_url;
         let end = match self.kept {
@@ -50,7 +52,11 @@ The same run, and then each change of it as it commits:
 
 next='offset=-1'; while next=$(curl -fsSN -H 'Authorization: Bearer {key}' -o /dev/stderr -w 'offset=%header{{electric-offset}}&handle=%header{{electric-handle}}&live=true' "{url}/realtime/v1/runs/{run}?$next"); do echo; done
 
-The same with the SDK, in an empty directory:
+A stream of that run, on which it answers word by word:
+
+curl -N -H 'Authorization: Bearer {key}' '{url}/realtime/v1/streams/{run}/{stream}'
+
+The run with the SDK, in an empty directory:
 
 npm install @trigger.dev/sdk
 node --input-type=module -e '
@@ -72,12 +78,17 @@ http://127.0.0.1:5173/?baseURL={url}&run={run}&tag=user:1&batch={batch}&accessTo
 
 /// Where a client on this machine connects.
 fn base_url(address: SocketAddr) -> String {
+    format!("http://{}", reached_at(address))
+}
+
+/// The loopback in place of every interface.
+pub(super) fn reached_at(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    format!("http://{}", SocketAddr::new(ip, address.port()))
+    SocketAddr::new(ip, address.port())
 }
 
 /// A token as the SDK's `auth.createPublicToken` signs it.

@@ -41,6 +41,16 @@ pub fn on_refusal(origin: Option<HeaderValue>, headers: &mut HeaderMap) {
     }
 }
 
+/// On a stream: browsers must see which version its events are of, and old ones know no `*`.
+pub fn on_stream(origin: Option<HeaderValue>, headers: &mut HeaderMap) {
+    let exposed = "*, x-stream-version, x-trigger-jwt, x-trigger-jwt-claims";
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
+    if let Some(origin) = origin {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(VARY, HeaderValue::from_static("Origin"));
+    }
+}
+
 /// On every answer of a feed, a 409 included: browsers see no shape header otherwise.
 pub fn on_feed(headers: &mut HeaderMap) {
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));

@@ -16,6 +16,7 @@ use super::error::HttpError;
 use super::listen::Answers;
 use super::proxy::site;
 use super::shortcut::feed_asked_for;
+use super::streams::is_for_browsers;
 use super::subscribe::feed;
 use super::{App, cors};
 use crate::limits::Admitted;
@@ -116,7 +117,8 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 /// Browsers send about one per poll (`runs-and-auth.md`, 16), and take any answer that is no success
 /// for a broken network.
 fn is_preflight<B>(request: &Request<B>) -> bool {
-    request.method() == Method::OPTIONS && request.uri().path().starts_with("/realtime/")
+    let path = request.uri().path();
+    request.method() == Method::OPTIONS && path.starts_with("/realtime/") && is_for_browsers(path)
 }
 
 /// Who asks whether we live is told so however full the door is; all of a balancer's probes come from

@@ -1,5 +1,6 @@
 //! The only place where an error becomes a status, a body and headers (`runs-and-auth.md`, 15).
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
@@ -46,6 +47,27 @@ pub enum HttpError {
     HeadersTooLarge,
     /// The stream, the database or a place is not there now; clients retry this by themselves.
     Unavailable,
+    /// A plain text, where the contract has one.
+    Text(StatusCode, Cow<'static, str>),
+    /// A JSON body of the routes that answer `{"ok":true}`.
+    NotOk(StatusCode, String),
+    /// A stream's target that is none.
+    BadTarget,
+    /// The run's streams are in a Redis, and there is none.
+    StreamsNeedRedis,
+    /// The operator has to change something, which is said here; asking again is of no use.
+    Misconfigured(String),
+    /// What upstream fails at as well.
+    Internal,
+    /// A refusal in S2's own form.
+    S2 {
+        /// Its status.
+        status: StatusCode,
+        /// S2's name for it.
+        code: &'static str,
+        /// What it is.
+        message: &'static str,
+    },
 }
 
 impl From<Refusal> for HttpError {
@@ -108,11 +130,31 @@ impl HttpError {
             HttpError::NotFound { .. } | HttpError::NoRoute => {
                 (StatusCode::NOT_FOUND, error_body("Not found"))
             }
+            HttpError::Text(status, text) => (*status, text.clone().into_owned()),
+            HttpError::NotOk(status, why) => {
+                (*status, format!(r#"{{"ok":false,"error":{}}}"#, json!(why)))
+            }
+            HttpError::BadTarget => (StatusCode::BAD_REQUEST, BAD_TARGET.to_owned()),
+            HttpError::StreamsNeedRedis => {
+                (StatusCode::UNPROCESSABLE_ENTITY, error_body(STREAMS_NEED_REDIS))
+            }
+            HttpError::Misconfigured(what) => (StatusCode::INTERNAL_SERVER_ERROR, error_body(what)),
+            HttpError::Internal => (StatusCode::INTERNAL_SERVER_ERROR, error_body(INTERNAL)),
+            HttpError::S2 { status, code, message } => {
+                (*status, format!(r#"{{"code":"{code}","message":"{message}"}}"#))
+            }
         };
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        let form = match self {
+            HttpError::Text(..) => "text/plain;charset=UTF-8",
+            _ => "application/json; charset=utf-8",
+        };
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(form));
+        if let HttpError::Misconfigured(_) = self {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
         if let HttpError::NotFound { retry } = self {
             let hint = if *retry { "true" } else { "false" };
             headers.insert("x-should-retry", HeaderValue::from_static(hint));
@@ -142,6 +184,8 @@ impl HttpError {
     }
 }
 
+const BAD_TARGET: &str = r#"{"error":"Params Error","details":[{"code":"invalid_enum_value","options":["self","parent","root"],"path":["target"],"message":"Invalid enum value. Expected 'self' | 'parent' | 'root'"}]}"#;
+const STREAMS_NEED_REDIS: &str = "This run's streams are of version v1, which are kept in Redis, and no Redis is configured for streams. Set REALTIME_STREAMS_REDIS_HOST, or trigger runs with v2 streams";
 const INTERNAL: &str = "Internal Server Error";
 const FORBIDDEN: &str = r#"{"error":"Unauthorized","code":"unauthorized","param":"access_token","type":"authorization"}"#;
 

@@ -11,11 +11,14 @@ pub mod listen;
 pub mod ops;
 pub mod proxy;
 mod runs;
+mod s2;
 mod schema;
 mod shape;
 mod shortcut;
 mod socket;
 mod sse;
+mod stream_events;
+mod streams;
 mod subscribe;
 pub mod tls;
 mod tokens;
@@ -29,7 +32,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header::{HeaderMap, HeaderValue, LOCATION};
 use axum::http::{Response, StatusCode};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post, put};
 use tokio_util::sync::CancellationToken;
 
 use self::error::HttpError;
@@ -58,6 +61,8 @@ pub struct App {
     pub created_max: Duration,
     /// How often a feed may answer, where neither token nor request say.
     pub throttle: Throttle,
+    /// The streams of runs.
+    pub streams: Streams,
     /// Ends everything that is held.
     pub drain: CancellationToken,
     /// What the feeds count.
@@ -134,6 +139,7 @@ impl Throttle {
 }
 
 pub use entrance::Entrance;
+pub use streams::{StreamSettings, Streams};
 
 /// The routes of the public address, to which [`Entrance`] leads.
 pub fn public(app: Arc<App>, ops: ops::Ops) -> Router {
@@ -141,6 +147,13 @@ pub fn public(app: Arc<App>, ops: ops::Ops) -> Router {
         .route("/realtime/v1/runs/{run_id}", get(runs::run))
         .route("/realtime/v1/runs", get(runs::list))
         .route("/realtime/v1/batches/{batch_id}", get(batches::batch))
+        .route("/realtime/v1/streams/{run_id}/{key}", get(streams::read))
+        .route(
+            "/realtime/v1/streams/{run_id}/{target}/{key}",
+            put(streams::create).post(streams::ingest).head(streams::last).get(streams::not_here),
+        )
+        .route("/realtime/v1/streams/{run_id}/{target}/{key}/append", post(streams::append))
+        .route("/s2/v1/{*rest}", any(s2::serve))
         .route("/api/v1/auth/jwt/claims", post(tokens::claims))
         .route("/api/v1/auth/jwt", post(tokens::jwt))
         .route("/api/v1/auth/public-tokens", post(tokens::public_tokens))

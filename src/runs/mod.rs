@@ -11,5 +11,6 @@ pub mod reader;
 mod row;
 mod shared_read;
 pub mod store;
+pub mod streams;
 pub mod text;
 pub mod tuple;

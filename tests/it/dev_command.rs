@@ -96,6 +96,22 @@ async fn what_dev_prints_works_as_printed_and_ctrl_c_leaves_nothing_behind() {
     assert_eq!(answer.status(), 200);
     assert!(answer.text().await.unwrap().contains(SEEDED.run));
 
+    let mut lines = dev.text.lines();
+    let stream = lines.find(|line| line.starts_with("curl -N ") && line.contains("/streams/"));
+    let url = stream.unwrap().split('\'').nth(3).unwrap();
+    let words = async {
+        let request = client.get(url).header(name, value).timeout(SOON);
+        let mut answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let mut read = String::new();
+        while read.matches("event: batch").count() < 3 {
+            let piece = answer.chunk().await.unwrap().expect("it goes on");
+            read.push_str(std::str::from_utf8(&piece).unwrap());
+        }
+        read
+    };
+    assert!(words.await.contains(r#"{\"data\":\"A \","#), "the answer's first word");
+
     let snippet = dev.text.split_once("node --input-type=module -e '\n").unwrap().1;
     let snippet = snippet.split_once("\n}'\n").unwrap().0.to_owned() + "\n}";
     assert!(!snippet.contains('\'') && snippet.contains(dev.shown("Public token")));

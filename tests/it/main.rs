@@ -25,3 +25,4 @@ mod replication;
 mod run_feed;
 mod sdk;
 mod secrets;
+mod streams;

@@ -14,4 +14,5 @@ pub mod redis;
 pub mod runs;
 pub mod scratch;
 pub mod stream;
+pub mod streams;
 pub mod token;

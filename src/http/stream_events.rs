@@ -1,0 +1,137 @@
+//! A stream as server-sent events (`streams-and-sessions.md`, 4.6 and 4.8).
+
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use axum::body::Body;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderValue, Response};
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::limits::LivePlace;
+use crate::streams::{DONE, Frames, Next, Reader, ping};
+use crate::telemetry;
+
+/// How long a reader sees nothing before it is shown that the stream lives, at least and at most.
+const QUIET: std::ops::Range<f64> = 5.0..15.0;
+
+/// The answer: what there is, then what comes, until nothing has come for `wait`.
+///
+/// That alone ends it cleanly, since clients take a clean end for the stream's. A fault of the store, the
+/// end of the credential and the drain break the connection off, so that clients resume.
+pub(super) fn events(
+    mut reader: Reader,
+    wait: Duration,
+    expires_at: Option<SystemTime>,
+    drain: CancellationToken,
+    live: LivePlace,
+) -> Response<Body> {
+    let counted = Counted::begin(live);
+    let expires = expires_at
+        .map(|end| Instant::now() + end.duration_since(SystemTime::now()).unwrap_or_default());
+    let body = async_stream::stream! {
+        let _counted = counted;
+        let mut frames = Frames::default();
+        // Set once the reader has been at the end.
+        let mut quiet: Option<Quiet> = None;
+        loop {
+            let until = quiet.as_ref().map(|quiet| quiet.ends.min(quiet.ping));
+            let next = tokio::select! {
+                biased;
+                () = drain.cancelled() => Err(cut("the gateway is shutting down")),
+                () = at(expires) => Err(cut("the credential has expired")),
+                next = reader.next(until) => next.map_err(|error| {
+                    metrics::counter!(telemetry::STREAM_FAULTS).increment(1);
+                    tracing::debug!(%error, "a reader of a stream is cut");
+                    cut("the stream store failed")
+                }),
+            };
+            match next {
+                Ok(Next::Batch(batch, from)) => {
+                    if let Some([head, data]) = frames.batch(&batch, from) {
+                        yield Ok::<Bytes, io::Error>(head);
+                        yield Ok(data);
+                    }
+                    if quiet.is_some() {
+                        quiet = Some(Quiet::begin(wait));
+                    }
+                }
+                Ok(Next::Nothing(tail)) => match &mut quiet {
+                    None if wait.is_zero() => {
+                        yield Ok(DONE);
+                        return;
+                    }
+                    None => {
+                        yield Ok(ping(tail));
+                        quiet = Some(Quiet::begin(wait));
+                    }
+                    Some(quiet) if Instant::now() >= quiet.ends => {
+                        yield Ok(DONE);
+                        return;
+                    }
+                    Some(quiet) => {
+                        yield Ok(ping(tail));
+                        quiet.ping = next_ping();
+                    }
+                },
+                Err(error) => {
+                    yield Err(error);
+                    return;
+                }
+            }
+        }
+    };
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    headers.insert("x-stream-version", HeaderValue::from_static("v2"));
+    response
+}
+
+struct Quiet {
+    ends: Instant,
+    ping: Instant,
+}
+
+impl Quiet {
+    fn begin(wait: Duration) -> Quiet {
+        Quiet { ends: Instant::now() + wait, ping: next_ping() }
+    }
+}
+
+fn next_ping() -> Instant {
+    Instant::now() + Duration::from_secs_f64(rand::random_range(QUIET))
+}
+
+async fn at(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn cut(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, why)
+}
+
+/// Counts a reader for as long as its body lives.
+struct Counted {
+    _live: LivePlace,
+}
+
+impl Counted {
+    fn begin(live: LivePlace) -> Counted {
+        metrics::gauge!(telemetry::STREAM_READERS).increment(1.0);
+        Counted { _live: live }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::gauge!(telemetry::STREAM_READERS).decrement(1.0);
+    }
+}

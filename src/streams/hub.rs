@@ -1,0 +1,310 @@
+//! One tail per stream, however many read it. What is recent is kept as it is sent; whoever is behind
+//! that reads the store at their own pace, and joins the tail where the two meet.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::batch::Batch;
+use super::store::{Event, Position, Reading, Start, Store, StoreError, StreamId};
+use crate::telemetry;
+
+/// Recent records of one stream, in bytes.
+const RECENT: usize = 1 << 20;
+/// For how long a new tail may take to find the end of its stream.
+const OPEN: Duration = Duration::from_secs(10);
+
+/// The tails of the streams that are read here. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Hub(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    tails: Mutex<HashMap<StreamId, Weak<Tail>>>,
+    recent: Arc<Recent>,
+}
+
+/// The recent records of all streams, in bytes.
+#[derive(Debug)]
+struct Recent {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct Tail {
+    stream: StreamId,
+    hub: Weak<Inner>,
+    state: Arc<Mutex<State>>,
+    changed: watch::Receiver<()>,
+    _task: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Batches without a gap between them, up to `next`.
+    batches: VecDeque<Arc<Batch>>,
+    bytes: usize,
+    all: Arc<Recent>,
+    /// The next record's number, and when the last one was taken in.
+    next: Position,
+    /// Whether the stream's end has been found.
+    ready: bool,
+    ended: Option<StoreError>,
+}
+
+impl State {
+    fn push(&mut self, batch: Arc<Batch>) {
+        let size = batch.size();
+        self.bytes += size;
+        let mut all = self.all.used.fetch_add(size, Ordering::Relaxed) + size;
+        self.batches.push_back(batch);
+        // The newest stays in any case: those who wait for it need not read the store.
+        while self.batches.len() > 1 && (self.bytes > RECENT || all > self.all.limit) {
+            let Some(oldest) = self.batches.pop_front() else { break };
+            let size = oldest.size();
+            self.bytes -= size;
+            all = self.all.used.fetch_sub(size, Ordering::Relaxed) - size;
+        }
+    }
+
+    fn after(&self, at: u64) -> After {
+        if let Some(error) = &self.ended {
+            return After::Ended(error.clone());
+        }
+        if at >= self.next.seq_num {
+            return After::Nothing(self.next);
+        }
+        let found = self.batches.partition_point(|batch| batch.last() < at);
+        match self.batches.get(found) {
+            Some(batch) if found > 0 || batch.first() <= at => After::Batch(Arc::clone(batch)),
+            _ => After::Forgotten(self.next.seq_num),
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.all.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+enum After {
+    Batch(Arc<Batch>),
+    /// The reader has everything.
+    Nothing(Position),
+    /// What comes next is only in the store, which shows everything before this number.
+    Forgotten(u64),
+    Ended(StoreError),
+}
+
+impl Hub {
+    /// A hub on this store, which keeps at most so many bytes of recent records.
+    pub fn new(store: Store, recent: usize) -> Hub {
+        let recent = Arc::new(Recent { used: AtomicUsize::new(0), limit: recent });
+        Hub(Arc::new(Inner { store, tails: Mutex::default(), recent }))
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Begins to read a stream.
+    pub async fn read(&self, stream: StreamId, start: Start) -> Result<Reader, StoreError> {
+        let tail = self.tail(stream);
+        let mut changed = tail.changed.clone();
+        let found = tokio::time::timeout(OPEN, async {
+            loop {
+                changed.borrow_and_update();
+                {
+                    let state = tail.state.lock();
+                    match &state.ended {
+                        Some(error) => return Err(error.clone()),
+                        None if state.ready => return Ok(state.next.seq_num),
+                        None => {}
+                    }
+                }
+                if changed.changed().await.is_err() {
+                    return Err(StoreError::Unavailable("the tail ended".to_owned()));
+                }
+            }
+        });
+        let late =
+            |_| StoreError::Unavailable("it did not find the stream's end in time".to_owned());
+        let next = found.await.map_err(late)??;
+        let at = match start {
+            Start::At(seq_num) => seq_num.min(next),
+            Start::Latest => next,
+        };
+        Ok(Reader { store: self.0.store.clone(), tail, changed, at, past: None })
+    }
+
+    /// The recent records that are kept, in bytes.
+    #[cfg(test)]
+    pub(super) fn recent(&self) -> usize {
+        self.0.recent.used.load(Ordering::Relaxed)
+    }
+
+    /// The streams that somebody reads.
+    #[cfg(test)]
+    pub(super) fn tails(&self) -> usize {
+        self.0.tails.lock().len()
+    }
+
+    fn tail(&self, stream: StreamId) -> Arc<Tail> {
+        let mut tails = self.0.tails.lock();
+        let living = tails.get(&stream).and_then(Weak::upgrade);
+        if let Some(tail) = living.filter(|tail| tail.state.lock().ended.is_none()) {
+            return tail;
+        }
+        let (notify, changed) = watch::channel(());
+        let state = Arc::new(Mutex::new(State {
+            batches: VecDeque::new(),
+            bytes: 0,
+            all: Arc::clone(&self.0.recent),
+            next: Position::default(),
+            ready: false,
+            ended: None,
+        }));
+        let follow = follow(self.0.store.clone(), stream.clone(), Arc::clone(&state), notify);
+        let task = AbortOnDropHandle::new(tokio::spawn(follow));
+        let hub = Arc::downgrade(&self.0);
+        let tail = Arc::new(Tail { stream: stream.clone(), hub, state, changed, _task: task });
+        tails.insert(stream, Arc::downgrade(&tail));
+        metrics::gauge!(telemetry::STREAM_TAILS).set(tails.len() as f64);
+        tail
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        let Some(hub) = self.hub.upgrade() else { return };
+        let mut tails = hub.tails.lock();
+        // Unless another has taken its place.
+        if tails.get(&self.stream).is_some_and(|tail| tail.strong_count() == 0) {
+            tails.remove(&self.stream);
+        }
+        metrics::gauge!(telemetry::STREAM_TAILS).set(tails.len() as f64);
+    }
+}
+
+/// Follows a stream's end for all who read it.
+async fn follow(
+    store: Store,
+    stream: StreamId,
+    state: Arc<Mutex<State>>,
+    notify: watch::Sender<()>,
+) {
+    let error = match store.read(&stream, Start::Latest, true).await {
+        Ok(mut reading) => loop {
+            match reading.recv().await {
+                Some(Ok(Event::Batch(batch))) => {
+                    let mut state = state.lock();
+                    state.next.seq_num = batch.last() + 1;
+                    state.next.timestamp = batch.last_timestamp();
+                    state.push(batch);
+                }
+                Some(Ok(Event::Tail(tail))) => {
+                    let mut state = state.lock();
+                    let news = !state.ready || state.next.seq_num < tail.seq_num;
+                    if state.next.seq_num < tail.seq_num {
+                        // Nothing before it may be joined to what comes.
+                        let forgotten: usize =
+                            state.batches.drain(..).map(|each| each.size()).sum();
+                        state.bytes -= forgotten;
+                        state.all.used.fetch_sub(forgotten, Ordering::Relaxed);
+                    }
+                    state.next = tail;
+                    state.ready = true;
+                    if !news {
+                        continue;
+                    }
+                }
+                Some(Err(error)) => break error,
+                None => break StoreError::Unavailable("the store closed the tail".to_owned()),
+            }
+            notify.send_replace(());
+        },
+        Err(error) => error,
+    };
+    state.lock().ended = Some(error);
+    notify.send_replace(());
+}
+
+/// A place in a stream, from which records are read in order, none left out and none twice. It holds
+/// no records, however slow its client is.
+#[derive(Debug)]
+pub struct Reader {
+    store: Store,
+    tail: Arc<Tail>,
+    changed: watch::Receiver<()>,
+    at: u64,
+    /// What is read from the store, and the number before which that shows everything.
+    past: Option<(Reading, u64)>,
+}
+
+/// What a reader is given.
+#[derive(Debug)]
+pub enum Next {
+    /// Records, of which those before this number are not for it.
+    Batch(Arc<Batch>, u64),
+    /// It has everything, and nothing came in time.
+    Nothing(Position),
+}
+
+impl Reader {
+    /// What comes next: at once if there is something, else waiting for it `until` then.
+    ///
+    /// An error is the end of this reader.
+    pub async fn next(&mut self, until: Option<Instant>) -> Result<Next, StoreError> {
+        loop {
+            if let Some((past, known)) = &mut self.past {
+                match past.recv().await {
+                    Some(Ok(Event::Batch(batch))) if batch.last() >= self.at => {
+                        let from = std::mem::replace(&mut self.at, batch.last() + 1);
+                        return Ok(Next::Batch(batch, from));
+                    }
+                    Some(Ok(_)) => continue,
+                    Some(Err(error)) => return Err(error),
+                    None => {
+                        // What it did not show of these is trimmed.
+                        self.at = self.at.max(*known);
+                        self.past = None;
+                    }
+                }
+            }
+            self.changed.borrow_and_update();
+            let after = self.tail.state.lock().after(self.at);
+            match after {
+                After::Batch(batch) => {
+                    let from = std::mem::replace(&mut self.at, batch.last() + 1);
+                    return Ok(Next::Batch(batch, from));
+                }
+                After::Forgotten(known) => {
+                    metrics::counter!(telemetry::STREAM_CATCH_UPS).increment(1);
+                    let start = Start::At(self.at);
+                    let past = self.store.read(&self.tail.stream, start, false).await?;
+                    self.past = Some((past, known));
+                }
+                After::Ended(error) => return Err(error),
+                After::Nothing(tail) => {
+                    let Some(until) = until else { return Ok(Next::Nothing(tail)) };
+                    tokio::select! {
+                        changed = self.changed.changed() => if changed.is_err() {
+                            return Err(StoreError::Unavailable("the tail ended".to_owned()));
+                        },
+                        () = tokio::time::sleep_until(until) => return Ok(Next::Nothing(tail)),
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The hub on a real store.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::store::{Start, Store, StoreSettings, StreamId};
+use super::{Frames, Hub, Next, Reader};
+
+struct Stand {
+    hub: Hub,
+    stream: StreamId,
+    directory: PathBuf,
+}
+
+impl Stand {
+    fn new(recent: usize) -> Stand {
+        let name = format!("runwire-hub-{:016x}", rand::random::<u64>());
+        let directory = std::env::temp_dir().join(name);
+        let flush = Duration::from_millis(1);
+        let settings = StoreSettings { directory: directory.join("streams"), flush };
+        let stream = StreamId { basin: "basin-of-tests".into(), name: "a/b".into() };
+        Stand { hub: Hub::new(Store::embedded(settings), recent), stream, directory }
+    }
+
+    async fn append(&self, n: u64, size: usize) {
+        let body = format!("{n}:{}", "x".repeat(size));
+        self.hub.store().append(&self.stream, body.into()).await.unwrap();
+    }
+
+    async fn read(&self, start: Start) -> Reader {
+        self.hub.read(self.stream.clone(), start).await.unwrap()
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// The numbers of what is next, until `last` has come.
+async fn numbers(reader: &mut Reader, last: u64) -> Vec<u64> {
+    let mut frames = Frames::default();
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&last) {
+        let until = Instant::now() + Duration::from_secs(20);
+        let Next::Batch(batch, from) = reader.next(Some(until)).await.unwrap() else {
+            panic!("nothing after {numbers:?}");
+        };
+        let pieces = frames.batch(&batch, from).unwrap();
+        let event = pieces.map(|piece| String::from_utf8(piece.to_vec()).unwrap()).concat();
+        let data = event.lines().nth(2).unwrap().strip_prefix("data: ").unwrap();
+        let data: serde_json::Value = serde_json::from_str(data).unwrap();
+        for record in data["records"].as_array().unwrap() {
+            let body = record["body"].as_str().unwrap().split(':').next().unwrap();
+            assert_eq!(record["seq_num"].to_string(), body);
+            numbers.push(record["seq_num"].as_u64().unwrap());
+        }
+    }
+    numbers
+}
+
+#[tokio::test]
+async fn who_does_not_read_costs_no_memory_and_misses_nothing() {
+    for recent in [0, 100_000, 100 << 20] {
+        let stand = Stand::new(recent);
+        let mut slow = stand.read(Start::At(0)).await;
+        let mut fast = stand.read(Start::At(0)).await;
+        for n in 0..30 {
+            stand.append(n, 100_000).await;
+            assert_eq!(numbers(&mut fast, n).await, [n]);
+            assert!(stand.hub.recent() <= recent.min(1 << 20) + 110_000, "{}", stand.hub.recent());
+        }
+        assert_eq!(numbers(&mut slow, 29).await, (0..30).collect::<Vec<_>>());
+        let mut late = stand.read(Start::At(13)).await;
+        assert_eq!(numbers(&mut late, 29).await, (13..30).collect::<Vec<_>>());
+        drop((slow, fast, late));
+        assert_eq!(stand.hub.tails(), 0);
+        // Gone as soon as the tail's task has been stopped.
+        let gone = async {
+            while stand.hub.recent() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
+        stand.hub.store().close().await;
+    }
+}
+
+#[tokio::test]
+async fn readers_that_come_while_it_is_written_join_without_gap_or_double() {
+    let stand = Stand::new(20_000);
+    let write = async {
+        for n in 0..400 {
+            stand.append(n, 500).await;
+        }
+    };
+    let read = futures_util::future::join_all((0..20).map(|k| {
+        let stand = &stand;
+        async move {
+            tokio::time::sleep(Duration::from_millis(k * 37)).await;
+            let start = rand::random_range(0..=k * 2);
+            let mut reader = stand.read(Start::At(start)).await;
+            // The beginning is clamped to what there was.
+            let read = numbers(&mut reader, 399).await;
+            assert!(read[0] <= start, "{start}: {read:?}");
+            assert_eq!(read, (read[0]..400).collect::<Vec<_>>());
+        }
+    }));
+    futures_util::join!(write, read);
+    stand.hub.store().close().await;
+}
+
+#[tokio::test]
+async fn a_fault_of_the_store_is_an_error_to_every_reader() {
+    let stand = Stand::new(1 << 20);
+    stand.append(0, 10).await;
+    let mut reader = stand.read(Start::At(0)).await;
+    assert_eq!(numbers(&mut reader, 0).await, [0]);
+    stand.hub.store().close().await;
+    let told = reader.next(Some(Instant::now() + Duration::from_secs(20)));
+    let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+    assert!(told.expect("it is told").is_err());
+    assert!(stand.hub.read(stand.stream.clone(), Start::Latest).await.is_err());
+}
+
+#[tokio::test]
+async fn a_store_that_was_closed_under_us_opens_again_with_all_it_took() {
+    let stand = Stand::new(1 << 20);
+    stand.append(0, 10).await;
+    let Store::Embedded(embedded) = stand.hub.store() else { panic!("no store") };
+    embedded.break_off().await;
+    let heals = async {
+        while stand.hub.store().append(&stand.stream, "1:".into()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), heals).await.unwrap();
+    let mut reader = stand.read(Start::At(0)).await;
+    assert_eq!(numbers(&mut reader, 1).await, [0, 1]);
+    stand.hub.store().close().await;
+}

@@ -1,0 +1,157 @@
+//! Where the records are. Everything above this talks of basins, streams and records alone, so that the
+//! store in this process and an S2 elsewhere look the same.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::batch::Batch;
+#[cfg(feature = "embedded")]
+use super::embedded::Embedded;
+
+/// One stream of a basin.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct StreamId {
+    /// The basin, 8 to 48 characters.
+    pub basin: Arc<str>,
+    /// The stream's whole name, at most 512 bytes.
+    pub name: Arc<str>,
+}
+
+/// A place in a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The number of the record, from 0 on.
+    pub seq_num: u64,
+    /// When it was taken in, in milliseconds since 1970.
+    pub timestamp: u64,
+}
+
+/// Where a reader begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With this record, or at the end if the stream is not that long.
+    At(u64),
+    /// With what comes next.
+    Latest,
+}
+
+/// What a store tells a reader.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Records, in order.
+    Batch(Arc<Batch>),
+    /// The reader has all that there is; the next record will be this one.
+    Tail(Position),
+}
+
+/// A read under way. It ends with an error, or by itself if it was not to follow; dropping it stops it.
+/// The store reads ahead by two batches at most.
+pub type Reading = mpsc::Receiver<Result<Event, StoreError>>;
+
+/// The store did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It is not there at present, and will be tried again.
+    #[error("the stream store is not available: {0}")]
+    Unavailable(String),
+    /// It refused.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// How a store in this process works.
+#[derive(Clone, Debug)]
+pub struct StoreSettings {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// How long records are collected before they are made durable, and with that seen.
+    pub flush: Duration,
+}
+
+/// A store of streams. Cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// In this process, on local disk.
+    #[cfg(feature = "embedded")]
+    Embedded(Arc<Embedded>),
+    /// There is none.
+    Absent,
+}
+
+impl Store {
+    /// The store of this process, if it is built with one. It opens with its first use.
+    #[cfg(feature = "embedded")]
+    pub fn embedded(settings: StoreSettings) -> Store {
+        Store::Embedded(Arc::new(Embedded::new(settings)))
+    }
+
+    /// The store of this process, if it is built with one. It opens with its first use.
+    #[cfg(not(feature = "embedded"))]
+    pub fn embedded(_: StoreSettings) -> Store {
+        Store::Absent
+    }
+
+    /// Appends one record without headers, and returns once it is durable.
+    pub async fn append(&self, stream: &StreamId, body: Bytes) -> Result<(), StoreError> {
+        match self {
+            #[cfg(feature = "embedded")]
+            Store::Embedded(store) => store.append(stream, body).await,
+            Store::Absent => absent(stream, body),
+        }
+    }
+
+    /// Reads a stream, which comes to be if it is not there; `follow` goes on with what is appended.
+    pub async fn read(
+        &self,
+        stream: &StreamId,
+        start: Start,
+        follow: bool,
+    ) -> Result<Reading, StoreError> {
+        match self {
+            #[cfg(feature = "embedded")]
+            Store::Embedded(store) => store.read(stream, start, follow).await,
+            Store::Absent => absent(stream, (start, follow)),
+        }
+    }
+
+    /// Answers a request of S2's own routes (`/streams/…`), which must be allowed already.
+    pub async fn serve(
+        &self,
+        basin: &str,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, StoreError> {
+        match self {
+            #[cfg(feature = "embedded")]
+            Store::Embedded(store) => store.serve(basin, request).await,
+            Store::Absent => absent(basin, request),
+        }
+    }
+
+    /// Opens a store that was there before, so that it looks after its retention also if nobody asks.
+    pub async fn wake(&self) {
+        match self {
+            #[cfg(feature = "embedded")]
+            Store::Embedded(store) => store.wake().await,
+            Store::Absent => {}
+        }
+    }
+
+    /// Closes it for good: what is under way ends with errors.
+    pub async fn close(&self) {
+        match self {
+            #[cfg(feature = "embedded")]
+            Store::Embedded(store) => store.close().await,
+            Store::Absent => {}
+        }
+    }
+}
+
+fn absent<A, B, T>(_: A, _: B) -> Result<T, StoreError> {
+    Err(StoreError::Unavailable("this program is built without one".to_owned()))
+}
