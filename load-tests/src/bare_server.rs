@@ -238,7 +238,7 @@ mod tests {
         for index in 0..20 {
             let target = layout.target(index % 2);
             if http2 {
-                let connection = crate::http2::connect(address).await.unwrap();
+                let connection = crate::http2::Late::new(address);
                 tokio::spawn(crate::http2::subscribe(crowd.clone(), target, connection));
             } else {
                 tokio::spawn(crate::http1::subscribe(crowd.clone(), target));

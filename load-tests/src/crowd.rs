@@ -72,7 +72,7 @@ pub async fn gather(turn: &Turn<'_>, coming: Coming) -> Result<Gathered> {
             Side::Bare => 1,
         },
     });
-    let subscribers = spawn(&crowd, coming).await?;
+    let subscribers = spawn(&crowd, coming);
     let live = ledger.all_live(coming.subscribers, LIMIT).await;
     fail_if_stuck(live, &ledger, "not all subscribers became live")?;
     let setup = began.elapsed();
@@ -90,7 +90,7 @@ pub async fn gather(turn: &Turn<'_>, coming: Coming) -> Result<Gathered> {
 }
 
 /// Starts the subscribers on the runtime that this runs on.
-pub async fn spawn(crowd: &Arc<Crowd>, coming: Coming) -> Result<JoinSet<()>> {
+pub fn spawn(crowd: &Arc<Crowd>, coming: Coming) -> JoinSet<()> {
     let mut subscribers = JoinSet::new();
     let mut connection = None;
     for index in 0..coming.subscribers {
@@ -101,13 +101,13 @@ pub async fn spawn(crowd: &Arc<Crowd>, coming: Coming) -> Result<JoinSet<()>> {
             continue;
         };
         if index % streams == 0 {
-            connection = Some(http2::connect(crowd.address).await?);
+            connection = Some(http2::Late::new(crowd.address));
         }
         if let Some(connection) = connection.clone() {
             subscribers.spawn(http2::subscribe(crowd, target, connection));
         }
     }
-    Ok(subscribers)
+    subscribers
 }
 
 fn snapshot_queries(turn: &Turn<'_>) -> Result<Option<f64>> {

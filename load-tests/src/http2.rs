@@ -11,6 +11,7 @@ use hyper::header::HeaderMap;
 use hyper::{Request, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
 
 use crate::answer::{Framing, Head};
 use crate::layout::Target;
@@ -20,6 +21,24 @@ use crate::subscriber::{Crowd, Next, PAUSE, Subscriber, conclude};
 
 /// One side of a connection, shared by its streams.
 pub type Connection = SendRequest<Empty<Bytes>>;
+
+/// A connection that is made when the first of its subscribers comes: one on which nobody asks for
+/// anything is not kept for ever.
+pub struct Late {
+    address: SocketAddr,
+    connection: OnceCell<Connection>,
+}
+
+impl Late {
+    /// To the server at `address`.
+    pub fn new(address: SocketAddr) -> Arc<Late> {
+        Arc::new(Late { address, connection: OnceCell::new() })
+    }
+
+    async fn get(&self) -> Result<Connection> {
+        self.connection.get_or_try_init(|| connect(self.address)).await.cloned()
+    }
+}
 
 /// Connects; the connection lives until the last clone of the result is gone.
 pub async fn connect(address: SocketAddr) -> Result<Connection> {
@@ -65,12 +84,13 @@ pub fn head(status: u16, headers: &HeaderMap) -> Head<'_> {
 
 /// Follows one feed on a stream of the connection until the task is aborted, the server gives a
 /// reason to stop, or the connection breaks.
-pub async fn subscribe(crowd: Arc<Crowd>, target: Target, connection: Connection) {
-    conclude(&crowd.ledger, follow(&crowd, target, connection).await);
+pub async fn subscribe(crowd: Arc<Crowd>, target: Target, connection: Arc<Late>) {
+    conclude(&crowd.ledger, follow(&crowd, target, &connection).await);
 }
 
-async fn follow(crowd: &Crowd, target: Target, mut connection: Connection) -> Result<()> {
+async fn follow(crowd: &Crowd, target: Target, connection: &Late) -> Result<()> {
     let mut subscriber = Subscriber::admitted(crowd, target).await?;
+    let mut connection = connection.get().await?;
     loop {
         connection.ready().await.context("the connection broke")?;
         let request = request(crowd.address, &subscriber.target, &subscriber.cursor)?;

@@ -76,7 +76,7 @@ async fn every_setting_that_the_documents_name_is_in_the_help() {
     let documents =
         [include_str!("../../docs/OPERATIONS.md"), include_str!("../../docs/SECURITY.md")];
     for document in documents {
-        let is_part = |c: char| c.is_ascii_uppercase() || c == '_';
+        let is_part = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
         for name in document.split(|c| !is_part(c)).filter(|name| name.starts_with("RUNWIRE_")) {
             let named = ["=", "]"].map(|end| help.contains(&format!("[env: {name}{end}")));
             assert!(named.contains(&true), "{name}");

@@ -181,7 +181,7 @@ impl Aside {
             let renice = Command::new("renice").args(["-n", "19", "-p", &own]).output();
             anyhow::ensure!(renice.is_ok_and(|done| done.status.success()), "renice failed");
             runtime.block_on(async {
-                let mut subscribers = spawn(&crowd, coming).await?;
+                let mut subscribers = spawn(&crowd, coming);
                 let _ = stopped.await;
                 subscribers.shutdown().await;
                 Ok(())
