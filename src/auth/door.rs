@@ -94,7 +94,6 @@ impl Door {
             .build();
         Self(Arc::new(Inner {
             rules: Rules {
-                additional_keys: settings.additional_keys,
                 archived_branch_tokens: settings.archived_branch_tokens,
                 tokens: settings.tokens,
             },

@@ -20,8 +20,6 @@ const MAX_ROTATED: usize = 100;
 /// What is refused although its facts are in order.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
-    /// Whether additional keys are accepted at all.
-    pub additional_keys: bool,
     /// Whether public tokens of an archived branch are accepted until they expire.
     pub archived_branch_tokens: bool,
     /// How public tokens are verified.
@@ -92,8 +90,7 @@ impl Basis {
                 of_key(facts, holder, branch.as_deref(), None, ends)
             }
             Self::AdditionalKey(key, branch) => {
-                let row = facts.by_additional_key(key).filter(|_| rules.additional_keys);
-                let row = row.ok_or(Refusal::InvalidKey)?;
+                let row = facts.by_additional_key(key).ok_or(Refusal::InvalidKey)?;
                 let holder = facts.environment(&row.environment).ok_or(Refusal::InvalidKey)?;
                 if row.revoked || row.ends.is_some_and(|ends| ends <= now) {
                     return Err(Refusal::InvalidKey);

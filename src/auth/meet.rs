@@ -159,9 +159,6 @@ impl Inner {
         let key = || digest(question.credential.bearer());
         let (basis, claims) = match &question.presented {
             Presented::RootKey => (Basis::RootKey(key(), branch()), None),
-            Presented::AdditionalKey if !self.rules.additional_keys => {
-                return Err(Turned::Away(Refusal::InvalidKey, false));
-            }
             Presented::AdditionalKey => (Basis::AdditionalKey(key(), branch()), None),
             Presented::PublicToken(token) => {
                 let (basis, claims) = self.verify(token, source, now)?;

@@ -19,9 +19,6 @@ pub enum Refusal {
     InvalidPublicAccessToken,
     /// A public access token that is expired, forged, or made for somebody else. 401.
     PublicAccessTokenIsInvalid,
-    /// The credential is good, its scopes do not grant this. 403. [`super::Door`] itself never says
-    /// so: what a request touches is known later.
-    Forbidden,
     /// Nobody can tell at present, since the database does not answer in time. 503 with
     /// `Retry-After`: a good credential must not look bad because of us.
     Unavailable,
@@ -37,7 +34,6 @@ impl Refusal {
             Self::NoMatchingBranch => "No matching branch env",
             Self::InvalidPublicAccessToken => "Invalid Public Access Token",
             Self::PublicAccessTokenIsInvalid => "Public Access Token is invalid",
-            Self::Forbidden => "Unauthorized",
             Self::Unavailable => "Service Unavailable",
         }
     }

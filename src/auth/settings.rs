@@ -29,8 +29,6 @@ pub struct Settings {
     /// How many credentials that are not known are looked up in a second, at most; more are refused
     /// as [`Refusal::Unavailable`].
     pub lookups_per_second: NonZeroU32,
-    /// Whether additional keys are accepted at all (`runs-and-auth.md` 12.3, the platform's switch).
-    pub additional_keys: bool,
     /// Whether public tokens of an archived branch work until they expire, as upstream.
     pub archived_branch_tokens: bool,
     /// How public tokens are verified.
@@ -50,7 +48,6 @@ impl Default for Settings {
             lookups_waiting: 4096,
             lookup_deadline: Duration::from_secs(2),
             lookups_per_second: NonZeroU32::new(100).unwrap_or(NonZeroU32::MIN),
-            additional_keys: true,
             archived_branch_tokens: true,
             tokens: TokenRules::default(),
         }

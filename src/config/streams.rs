@@ -82,6 +82,12 @@ impl StreamArgs {
             let problem = "is shorter than 32 characters".to_owned();
             return Err(SettingError { setting: "RUNWIRE_SECRET", problem });
         }
+        // An empty one would be everybody's: compose files set what they know no value of.
+        let former = self.secret_previous.iter().filter(|text| !text.is_empty());
+        if former.clone().any(|secret| secret.len() < 32) {
+            let problem = "holds one that is shorter than 32 characters".to_owned();
+            return Err(SettingError { setting: "RUNWIRE_SECRET_PREVIOUS", problem });
+        }
         let endpoint = self.s2_public_endpoint.clone().filter(|url| !url.is_empty());
         let is_url = |url: &String| url.starts_with("http://") || url.starts_with("https://");
         if endpoint.as_ref().is_some_and(|url| !is_url(url) || url.contains(['?', '#', ' '])) {
@@ -96,10 +102,37 @@ impl StreamArgs {
             wait: Duration::from_secs(self.s2_wait_seconds),
             endpoint,
             secret: given.map(Secret::of),
-            former: self.secret_previous.iter().map(|text| Secret::of(text)).collect(),
+            former: former.map(|text| Secret::of(text)).collect(),
             data: data.to_owned(),
             store: StoreSettings { directory: data.join("streams"), flush },
             recent: size(self.stream_recent_bytes),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        streams: StreamArgs,
+    }
+
+    #[test]
+    fn nothing_is_no_former_secret_and_a_short_one_is_refused() {
+        let former = |list: &str| {
+            let list = format!("--secret-previous={list}");
+            let settings = Cli::parse_from(["test", &list]).streams.settings(Path::new("data"));
+            settings.map(|settings| settings.former.len()).map_err(|error| error.to_string())
+        };
+        let long = "x".repeat(32);
+        assert_eq!(former(""), Ok(0));
+        assert_eq!(former(&format!(",{long},,{long}y")), Ok(2));
+        let refused = former(&format!("{long},short")).unwrap_err();
+        assert!(refused.starts_with("RUNWIRE_SECRET_PREVIOUS: ") && !refused.contains("short,"));
     }
 }

@@ -92,9 +92,7 @@ impl HttpError {
             HttpError::Refused(Refusal::Unavailable) | HttpError::Unavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, error_body("Service Unavailable"))
             }
-            HttpError::Refused(Refusal::Forbidden) | HttpError::Forbidden => {
-                (StatusCode::FORBIDDEN, FORBIDDEN.to_owned())
-            }
+            HttpError::Forbidden => (StatusCode::FORBIDDEN, FORBIDDEN.to_owned()),
             HttpError::Refused(refusal) => {
                 (StatusCode::UNAUTHORIZED, error_body(refusal.message()))
             }

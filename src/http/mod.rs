@@ -1,6 +1,7 @@
 //! HTTP: one file per resource. It turns requests into questions to the feed and outcomes into answers.
 
 mod batches;
+mod body;
 mod connection;
 mod cors;
 mod entrance;

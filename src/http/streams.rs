@@ -14,7 +14,7 @@ use serde_json::json;
 use super::error::HttpError;
 use super::stream_events::events;
 use super::subscribe::may_read_run;
-use super::{App, cors};
+use super::{App, body, cors};
 use crate::auth::{Ability, Caller, Refusal};
 use crate::feed::Facts;
 use crate::runs::streams::{Lookup, StreamRun, StreamRuns, StreamRunsError, Target};
@@ -23,8 +23,6 @@ use crate::streams::{Hub, Secret, Start, Store, StoreError, StoreSettings, Strea
 
 /// The longest body that becomes a chunk.
 const MAX_CHUNK_BYTES: usize = 512 << 10;
-/// For how long a body may keep us waiting.
-const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// The most that S2 takes as one record, as it counts.
 const MAX_RECORD: usize = 1 << 20;
 /// The longest name of a stream, in bytes.
@@ -202,6 +200,7 @@ pub async fn append(
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
     let appended = async {
+        let head = head;
         let caller = owner(&app, &head.headers).await?;
         let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let length = length.and_then(|length| length.parse::<usize>().ok());
@@ -214,7 +213,10 @@ pub async fn append(
         let stream = app.streams.stream(&caller.environment_id, &run, &key)?;
         app.streams.runs.push_key(&caller.environment_id, &run, &key).await?;
         let part = head.headers.get("x-part-id").and_then(|id| id.to_str().ok());
-        let record = record(&read_body(body).await?, part)?;
+        let part = part.map(str::to_owned);
+        drop(head);
+        let body = body::read(&app, &caller.environment_id, body, MAX_CHUNK_BYTES).await?;
+        let record = record(&body, part.as_deref())?;
         match app.streams.store().append(&stream, record).await {
             Ok(()) => Ok(()),
             Err(StoreError::Unavailable(_)) => Err(HttpError::Unavailable),
@@ -417,14 +419,6 @@ fn credentials(
         ("x-s2-endpoint", text(&endpoint)?),
     ];
     Ok(all.into_iter().map(|(name, value)| (HeaderName::from_static(name), value)).collect())
-}
-
-async fn read_body(body: Body) -> Result<Bytes, HttpError> {
-    let read = axum::body::to_bytes(body, MAX_CHUNK_BYTES);
-    match tokio::time::timeout(BODY_PATIENCE, read).await {
-        Ok(read) => read.map_err(|_| HttpError::BodyTooLarge),
-        Err(_) => Err(HttpError::BodyTimeout),
-    }
 }
 
 /// A server's append: the body as a text, under the id that it came with (4.5).

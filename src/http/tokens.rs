@@ -5,21 +5,19 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, Response};
 use serde_json::{Value, json};
 
-use super::App;
 use super::error::HttpError;
 use super::schema::{Issues, Mint, MintAny};
+use super::{App, body};
 use crate::auth::{Ability, Caller, Expiry, Refusal, Wish};
 
 /// The longest body that is read. A token that says more would be longer than any server reads.
 const MAX_BODY_BYTES: usize = 64 << 10;
-/// For how long a body may keep us waiting.
-const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a token of `/auth/public-tokens` lives if nobody says.
 const SHORT: Duration = Duration::from_secs(15 * 60);
 /// How long a token of `/auth/jwt` lives if nobody says.
@@ -84,14 +82,7 @@ async fn unrestricted(app: &App, headers: &HeaderMap) -> Result<Caller, HttpErro
 }
 
 async fn json_of(app: &App, caller: &Caller, body: Body) -> Result<Value, HttpError> {
-    let place = app.limits.bodies.try_enter(&caller.environment_id);
-    let _place = place.ok_or(HttpError::Unavailable)?;
-    let read = axum::body::to_bytes(body, MAX_BODY_BYTES);
-    let bytes: Bytes = match tokio::time::timeout(BODY_PATIENCE, read).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(_)) => return Err(HttpError::BodyTooLarge),
-        Err(_) => return Err(HttpError::BodyTimeout),
-    };
+    let bytes = body::read(app, &caller.environment_id, body, MAX_BODY_BYTES).await?;
     serde_json::from_slice(&bytes).map_err(|_| HttpError::BadBody(None))
 }
 

@@ -65,10 +65,11 @@ impl Secret {
         let make = || -> std::io::Result<()> {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             // Whole or not at all, also if two gateways or a crash meet here.
-            let new = directory.join(format!("{FILE}.{}", hex(&rand::random::<[u8; 8]>())));
+            let new = directory.join(format!("{FILE}.{:016x}", rand::random::<u64>()));
             let mut options = std::fs::OpenOptions::new();
             let mut file = options.write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(hex(&rand::random::<[u8; 32]>()).as_bytes())?;
+            let (first, second): (u128, u128) = rand::random();
+            write!(file, "{first:032x}{second:032x}")?;
             file.sync_all()?;
             let linked = std::fs::hard_link(&new, &path);
             std::fs::remove_file(&new)?;
@@ -81,8 +82,4 @@ impl Secret {
         let gone = || SecretError::File(shown.clone(), ErrorKind::NotFound.into());
         read()?.ok_or_else(gone)
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -72,11 +72,6 @@ async fn additional_keys_open_what_their_row_says() {
     let kept = Kept::new(&trial, "auth_additional", Settings::default()).await;
     additional_keys(&kept.door).await;
     kept.stop().await;
-
-    let off = Settings { additional_keys: false, ..Settings::default() };
-    let off = Door::new(trial.pool.clone(), off);
-    assert_eq!(outcome(&off, &additional("full"), None).await, Err(INVALID));
-    assert_eq!(outcome(&off, "tr_prod_root", None).await.as_deref(), Ok("prod"));
 }
 
 async fn additional_keys(door: &Door) {

@@ -12,6 +12,7 @@ use crate::consistency::node::{Kind, Node, client, get};
 use crate::network::{address, opened};
 use crate::support::cluster::fresh_database;
 use crate::support::gateway::{Shape, eventually};
+use crate::support::runs::insert_with;
 
 const LIMIT: usize = 5;
 
@@ -74,13 +75,16 @@ async fn who_comes_while_the_door_is_full_is_refused_at_once_and_who_is_inside_d
 
 /// A body that never comes is waited for; whoever sends it was let in before.
 #[tokio::test]
-async fn slow_bodies_of_one_environment_neither_fill_the_door_nor_keep_others_from_minting() {
+async fn slow_bodies_of_one_environment_neither_fill_the_door_nor_keep_others_out() {
     let database = fresh_database().await;
     let seeded = database.seeded;
     let node = Node::start(Kind::Binary, &database.url, &["--max-at-door=5"]).await;
-    let path = "/api/v1/auth/public-tokens";
+    let v2 = [("realtimeStreamsVersion", "'v2'")];
+    insert_with(&database.pool, seeded.production.id, "run_1", &v2).await;
+    let minting = "/api/v1/auth/public-tokens";
+    let appending = "/realtime/v1/streams/run_1/self/key/append";
     let mut slow = Vec::new();
-    for _ in 0..2 * LIMIT {
+    for path in [minting, appending].into_iter().cycle().take(4 * LIMIT) {
         let mut stream = TcpStream::connect(address(&node)).await.expect("connect");
         let key = seeded.production.secret_key;
         let head = format!(
@@ -92,7 +96,7 @@ async fn slow_bodies_of_one_environment_neither_fill_the_door_nor_keep_others_fr
         until_used(&node, "bodies", slow.len() as f64).await;
     }
     until_used(&node, "admission", 0.0).await;
-    let mint = client().post(format!("{}{path}", node.url)).bearer_auth(seeded.rival.secret_key);
+    let mint = client().post(format!("{}{minting}", node.url)).bearer_auth(seeded.rival.secret_key);
     let minted = mint.body(r#"{"scopes":["read:runs"]}"#).send().await.expect("an answer");
     assert_eq!(minted.status(), 200);
     drop(slow);
