@@ -44,7 +44,7 @@ pub(super) struct Extras {
     pub facts: Option<Facts>,
     /// There were more rows than a list may have. The last that was kept was created then.
     pub cut: Option<String>,
-    pub share: Option<Share>,
+    pub share: Option<Arc<Share>>,
 }
 
 struct Read {

@@ -37,6 +37,13 @@ pub enum Which {
         /// Created then or later: `YYYY-MM-DD HH:MM:SS` of UTC.
         created_from: String,
     },
+    /// Those that have any of these tags.
+    AnyTag {
+        /// The tags, as above.
+        tags: Vec<Box<str>>,
+        /// As above.
+        created_from: String,
+    },
     /// Those of a batch.
     Batch {
         /// The batch's internal id.
@@ -64,7 +71,7 @@ const ROUTING: ColumnSet = ColumnSet::EMPTY
     .with(Column::RuntimeEnvironmentId)
     .with(Column::BatchId);
 
-/// Four parameters say which of the large columns to read, so that there are three statements and
+/// Four parameters say which of the large columns to read, so that there are four statements and
 /// not one for every set of columns. What is not wanted is neither measured nor fetched.
 fn statement(condition: &str) -> String {
     let wanted = |column| match LARGE.iter().position(|large| *large == column) {
@@ -95,6 +102,9 @@ static SINCE: LazyLock<String> =
 static TAGGED: LazyLock<String> = LazyLock::new(|| {
     statement(r#"t."createdAt" >= $8::text::timestamp AND t."runTags" @> $9::text[]"#)
 });
+static ANY_TAG: LazyLock<String> = LazyLock::new(|| {
+    statement(r#"t."createdAt" >= $8::text::timestamp AND t."runTags" && $9::text[]"#)
+});
 static BATCH: LazyLock<String> = LazyLock::new(|| statement(r#"t."batchId" = $8"#));
 
 /// Reads the list.
@@ -102,6 +112,7 @@ pub(super) async fn read(pool: &PgPool, list: &ListQuery) -> Result<List, StoreE
     let sql = match &list.which {
         Which::Tags { tags, .. } if tags.is_empty() => SINCE.as_str(),
         Which::Tags { .. } => TAGGED.as_str(),
+        Which::AnyTag { .. } => ANY_TAG.as_str(),
         Which::Batch { .. } => BATCH.as_str(),
     };
     let bound = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
@@ -119,6 +130,9 @@ pub(super) async fn read(pool: &PgPool, list: &ListQuery) -> Result<List, StoreE
     query = match &list.which {
         Which::Tags { tags, created_from } if tags.is_empty() => query.bind(created_from),
         Which::Tags { tags, created_from } => {
+            query.bind(created_from).bind(tags.iter().map(|tag| &**tag).collect::<Vec<_>>())
+        }
+        Which::AnyTag { tags, created_from } => {
             query.bind(created_from).bind(tags.iter().map(|tag| &**tag).collect::<Vec<_>>())
         }
         Which::Batch { id } => query.bind(&**id),

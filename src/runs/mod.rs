@@ -13,4 +13,5 @@ mod shared_read;
 pub mod store;
 pub mod streams;
 pub mod text;
+mod together;
 pub mod tuple;

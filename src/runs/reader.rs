@@ -8,6 +8,7 @@ use super::list::{List, ListQuery};
 use super::many::{By, Carry, RunId};
 use super::shared_read::SharedRead;
 use super::store::{RunStore, Seen, ServerState, StoreError, StoredRun};
+use super::together::{self, Together};
 use crate::limits::{Budget, Full, Gate, Share};
 
 /// Whether a request may be refused soon or is parked.
@@ -66,7 +67,7 @@ pub struct ReaderLimits {
     pub bytes: usize,
     /// The same for one environment.
     pub bytes_per_environment: usize,
-    /// Runs in one batch.
+    /// Runs in one batch, or lists.
     pub batch: usize,
     /// Bytes of rows in one batch.
     pub batch_bytes: usize,
@@ -110,8 +111,8 @@ pub struct RunRead {
 pub struct ListRead {
     /// What was read.
     pub list: List,
-    /// Its bytes.
-    pub share: Share,
+    /// Its bytes, and those of lists that were read along with it.
+    pub share: Arc<Share>,
 }
 
 /// Reads runs for the feeds.
@@ -120,6 +121,7 @@ pub struct Reader {
     store: RunStore,
     runs: Flights,
     rows: Flights,
+    lists: Together,
     gate: Gate,
     look_ups: Gate,
     budget: Budget,
@@ -157,7 +159,16 @@ impl Reader {
             };
             Flights::start(store.clone(), by, bounds)
         };
+        let lists = together::Bounds {
+            waiting: Gate::new(limits.waiting, 0, "lists"),
+            batch: limits.batch,
+            gate: gate.clone(),
+            budget: budget.clone(),
+            query_wait: limits.wait,
+            patience: limits.parked_wait,
+        };
         Arc::new(Reader {
+            lists: Together::new(store.clone(), lists),
             runs: flights("run", By::FriendlyId),
             rows: flights("row", By::InternalId),
             look_ups: Gate::new(1, limits.waiting, "look-up"),
@@ -198,6 +209,10 @@ impl Reader {
         query: ListQuery,
         patience: Patience,
     ) -> Result<ListRead, Unavailable> {
+        let query = match self.lists.read(query, self.wait(patience)).await {
+            Ok(read) => return read,
+            Err(other) => other,
+        };
         let environment = Arc::clone(&query.environment);
         let mut share =
             self.budget.take(&environment, query.max_bytes, self.wait(patience)).await?;
@@ -208,7 +223,7 @@ impl Reader {
             let _place = place;
             let list = answer(wait, store.list(&query)).await?;
             share.resize(list.rows.iter().map(|row| row.size()).sum());
-            Ok(ListRead { list, share })
+            Ok(ListRead { list, share: Arc::new(share) })
         });
         read.await.unwrap_or(Err(Unavailable::Failed))
     }

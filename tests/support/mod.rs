@@ -13,6 +13,7 @@ pub mod program;
 pub mod redis;
 pub mod runs;
 pub mod scratch;
+pub mod seed;
 pub mod stream;
 pub mod streams;
 pub mod token;

@@ -3,6 +3,7 @@
 mod batches;
 mod bounds;
 mod lists;
+mod together;
 mod trouble;
 
 use std::sync::Arc;

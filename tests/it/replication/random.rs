@@ -1,9 +1,6 @@
 //! The decoder against the database itself: random rows, compared cell by cell with a query.
 
-use std::env;
-
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use runwire::dev::Postgres;
 use runwire::replication::change::Change;
 use runwire::runs::columns::Column;
@@ -15,17 +12,8 @@ use super::rows::{Cells, Writer};
 use crate::support::cluster::{Database, database_in, shared};
 use crate::support::gateway::Gateway;
 use crate::support::runs::set_metadata;
+use crate::support::seed::random;
 use crate::support::stream::{Stream, settings, transactions};
-
-/// Printed, so that a failure can be run again with `RUNWIRE_TEST_SEED` set to it.
-fn random() -> StdRng {
-    let seed = match env::var("RUNWIRE_TEST_SEED") {
-        Ok(seed) => seed.parse().expect("RUNWIRE_TEST_SEED must be a number"),
-        Err(_) => rand::random(),
-    };
-    println!("RUNWIRE_TEST_SEED={seed}");
-    StdRng::seed_from_u64(seed)
-}
 
 #[tokio::test]
 async fn random_rows_are_streamed_as_a_query_shows_them() {
