@@ -9,7 +9,7 @@ use super::topic::{Topic, Topics};
 use super::window::{Before, Record};
 use crate::runs::columns::{Column, ColumnSet};
 use crate::runs::created::Floor;
-use crate::runs::text::elements;
+use crate::runs::text::has_element;
 
 /// What a request asks for, within the environment that its credential opens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -179,6 +179,6 @@ fn carries(image: &Image, tags: &[Box<str>]) -> Option<bool> {
     if image.lacks_tags() {
         return None;
     }
-    let carried = image.text(Column::RunTags).map(elements).unwrap_or_default();
-    Some(tags.iter().all(|tag| carried.iter().any(|carried| **carried == **tag)))
+    let carried = image.text(Column::RunTags).unwrap_or_default();
+    Some(tags.iter().all(|tag| has_element(carried, tag)))
 }

@@ -75,7 +75,7 @@ async fn let_others_run() {
 
 async fn hold(feeds: &Arc<Feeds>, poll: Poll) -> JoinHandle<Outcome> {
     let feeds = Arc::clone(feeds);
-    let held = tokio::spawn(async move { feeds.poll(poll).await });
+    let held = tokio::spawn(async move { feeds.poll(Box::new(poll)).await });
     let_others_run().await;
     held
 }

@@ -94,14 +94,16 @@ enum Look {
 
 impl Feeds {
     /// Answers with what came after the client's offset, at once or when something comes.
-    pub async fn poll(self: &Arc<Self>, poll: Poll) -> Outcome {
+    ///
+    /// The question is boxed, since each of the futures that a poll is held in has room for it twice.
+    pub async fn poll(self: &Arc<Self>, poll: Box<Poll>) -> Outcome {
         if poll.after.is_part() {
             return match self.chunks.get(&poll.view, &poll.handle, poll.after) {
                 Some(answer) => Outcome::Answer(answer),
                 None => self.refetch(&poll.view, &poll.handle, poll.after),
             };
         }
-        let Some(mut subscription) = Box::pin(self.subscribe(&poll)).await else {
+        let Some(mut subscription) = self.subscribe(&poll).await else {
             return self.refetch(&poll.view, &poll.handle, poll.after);
         };
         let next = subscription.next(&poll.view, poll.throttle, poll.hold_until).await;
@@ -187,7 +189,7 @@ impl Subscription {
                     let since: &mut Instant = untold_since.get_or_insert_with(Instant::now);
                     if wait.is_zero() || since.elapsed() >= throttle + fold {
                         drop(woken);
-                        if let Some(next) = self.deliver(view, head, news).await {
+                        if let Some(next) = Box::pin(self.deliver(view, head, news)).await {
                             // It may have waited for the database.
                             return if self.waiter.is_over() { Next::Over } else { next };
                         }
@@ -235,7 +237,7 @@ impl Subscription {
             // More than a list holds: the client is better served by a new one.
             return Some(Next::TooOld);
         }
-        let parts = match Box::pin(self.feeds.messages(view, news.runs)).await {
+        let parts = match self.feeds.messages(view, news.runs).await {
             Ok(parts) => parts,
             Err(_) => return Some(Next::Unavailable),
         };

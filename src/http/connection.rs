@@ -56,12 +56,14 @@ impl<A: Answers> Shared<A> {
 }
 
 /// Answers the requests of a connection until the client, an error or the drain ends it.
-pub async fn converse<A: Answers>(mut socket: Socket, shared: &Arc<Shared<A>>) {
+///
+/// The socket is lent, since each future that it is handed down through would have room for it.
+pub async fn converse<A: Answers>(socket: &mut Socket, shared: &Arc<Shared<A>>) {
     // All else is boxed, so that a connection that holds an HTTP/1.1 poll takes no memory for it.
     if let Some(tls) = &shared.tls {
         return Box::pin(converse_tls(socket, tls, shared)).await;
     }
-    match Box::pin(speaks_http2(&mut socket, shared)).await {
+    match Box::pin(speaks_http2(socket, shared)).await {
         Some(true) => {
             let peer = socket.peer();
             Box::pin(http2::converse(socket, peer, shared)).await;
@@ -75,7 +77,7 @@ pub async fn converse<A: Answers>(mut socket: Socket, shared: &Arc<Shared<A>>) {
 }
 
 /// With TLS the client says beforehand what it speaks.
-async fn converse_tls<A: Answers>(socket: Socket, tls: &Tls, shared: &Arc<Shared<A>>) {
+async fn converse_tls<A: Answers>(socket: &mut Socket, tls: &Tls, shared: &Arc<Shared<A>>) {
     let peer = socket.peer();
     let stream = tokio::select! {
         stream = tls.accept(socket, shared.patience.head) => stream,

@@ -139,11 +139,11 @@ pub async fn serve(
         // Without it a small answer may wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
         let peer = Peer { address: address.ip(), heard: AtomicBool::new(false) };
-        let socket = Socket::new(stream, Arc::new(peer), Arc::clone(&writes));
+        let mut socket = Socket::new(stream, Arc::new(peer), Arc::clone(&writes));
         let (shared, open) = (Arc::clone(&shared), open.clone());
         connections.spawn(async move {
             open.increment(1.0);
-            connection::converse(socket, &shared).await;
+            connection::converse(&mut socket, &shared).await;
             open.decrement(1.0);
             drop(place);
         });

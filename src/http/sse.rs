@@ -28,7 +28,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(super) async fn stream(
     app: Arc<App>,
     shape: ShapeRequest,
-    poll: Poll,
+    poll: Box<Poll>,
     expires_at: Option<SystemTime>,
     metrics: FeedMetrics,
     live: LivePlace,
@@ -46,7 +46,7 @@ pub(super) async fn stream(
         .map_or(life, |end| end.duration_since(SystemTime::now()).unwrap_or_default().min(life));
     let end = Instant::now() + left;
     let keep_alive = KEEP_ALIVE.min(app.sse_life / 4);
-    let (handle, after) = (String::from(poll.handle), poll.after);
+    let Poll { view, handle, after, throttle, .. } = *poll;
     let drain = app.drain.clone();
     // Begun before the body is polled, so that one that never is ends like any other.
     let held = Held::begin(&metrics.holds, live);
@@ -71,10 +71,10 @@ pub(super) async fn stream(
                 Next::TooOld | Next::Unavailable | Next::Over => return,
             }
             let until = end.min(Instant::now() + keep_alive);
-            next = subscription.next(&poll.view, poll.throttle, Some(until)).await;
+            next = subscription.next(&view, throttle, Some(until)).await;
         }
     };
-    Ok(shape::events(shape, handle, after, Body::from_stream(events)))
+    Ok(shape::events(shape, handle.into(), after, Body::from_stream(events)))
 }
 
 fn comment() -> Bytes {

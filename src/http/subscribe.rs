@@ -41,10 +41,10 @@ pub(super) struct Asked {
 }
 
 enum Work {
-    OpenRun(Open, Arc<str>, Box<Caller>),
-    OpenList(Open, Box<Caller>),
-    Poll(Poll),
-    Stream(Poll, Option<SystemTime>),
+    OpenRun(Box<Open>, Arc<str>, Box<Caller>),
+    OpenList(Box<Open>, Box<Caller>),
+    Poll(Box<Poll>),
+    Stream(Box<Poll>, Option<SystemTime>),
 }
 
 impl<'a> Subscriber<'a> {
@@ -86,7 +86,7 @@ impl<'a> Subscriber<'a> {
                 let after = offset.parse().unwrap_or_default();
                 let handle = handle.into_boxed_str();
                 let lease = self.caller.lease;
-                let poll = Poll { view, handle, after, hold_until, throttle, lease };
+                let poll = Box::new(Poll { view, handle, after, hold_until, throttle, lease });
                 if self.query.live && self.query.sse {
                     Work::Stream(poll, self.caller.expires_at)
                 } else {
@@ -98,7 +98,7 @@ impl<'a> Subscriber<'a> {
                     Runs::One(run) => Some(Arc::clone(run)),
                     Runs::OfBatch(_) | Runs::Tagged { .. } => None,
                 };
-                let open = Open { view, handle, returns: self.query.returns };
+                let open = Box::new(Open { view, handle, returns: self.query.returns });
                 let caller = Box::new(self.caller);
                 match run {
                     Some(run) => Work::OpenRun(open, run, caller),
@@ -200,14 +200,14 @@ impl Reply {
         let outcome = match work {
             Work::OpenRun(open, run, caller) => {
                 let opens = |facts: &Facts| may_read_run(&caller.ability, &run, facts);
-                let opened = Box::pin(app.feeds.open_run(open, opens)).await;
+                let opened = Box::pin(app.feeds.open_run(*open, opens)).await;
                 match still_good(&caller) {
                     Ok(()) => opened,
                     Err(error) => return self.refuse(&error),
                 }
             }
             Work::OpenList(open, caller) => {
-                let opened = Box::pin(app.feeds.open_list(open)).await;
+                let opened = Box::pin(app.feeds.open_list(*open)).await;
                 match still_good(&caller) {
                     Ok(()) => opened,
                     Err(error) => return self.refuse(&error),

@@ -94,7 +94,11 @@ impl Tls {
     }
 
     /// Shakes hands, or not.
-    pub async fn accept(&self, socket: Socket, within: Duration) -> Option<TlsStream<Socket>> {
+    pub async fn accept<'a>(
+        &self,
+        socket: &'a mut Socket,
+        within: Duration,
+    ) -> Option<TlsStream<&'a mut Socket>> {
         match tokio::time::timeout(within, self.acceptor.accept(socket)).await {
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(_)) => self.refused.increment(1),

@@ -80,6 +80,16 @@ pub fn elements(literal: &str) -> Vec<String> {
     found
 }
 
+/// Whether the array has this element.
+pub fn has_element(literal: &str, element: &str) -> bool {
+    if literal.contains(['"', '\\']) {
+        return elements(literal).iter().any(|own| own == element);
+    }
+    // Without quotes every element stands there as it is.
+    let inner = literal.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).unwrap_or("");
+    !inner.is_empty() && element != "NULL" && inner.split(',').any(|own| own == element)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +141,20 @@ mod tests {
             let literal = array_literal(&list);
             prop_assert_eq!(elements(&literal), list);
             prop_assert_eq!(normalize(Kind::TextArray, &literal), literal.as_str());
+        }
+
+        #[test]
+        fn an_array_has_its_elements_and_no_others(
+            list in prop::collection::vec("[a-c]{1,2}|NULL|a b|", 0..5),
+            element in "[a-c]{1,2}|NULL|a b|",
+            quoted: bool,
+        ) {
+            // As Postgres writes them: quoted where they must be, or all.
+            let must = |e: &str| quoted || e.is_empty() || e == "NULL" || e.contains(' ');
+            let one = |e: &String| if must(e) { format!("\"{e}\"") } else { e.clone() };
+            let literal = format!("{{{}}}", list.iter().map(one).collect::<Vec<_>>().join(","));
+            prop_assert_eq!(has_element(&literal, &element), list.contains(&element));
+            prop_assert!(!has_element("{a,NULL,b}", "NULL") && has_element("{a,NULL,b}", "b"));
         }
 
         #[test]

@@ -73,7 +73,7 @@ impl Registry {
             lease: self.lease.clone(),
         };
         let feeds = Arc::clone(&self.feeds);
-        Registration(Box::pin(async move { feeds.poll(poll).await }))
+        Registration(Box::pin(async move { feeds.poll(Box::new(poll)).await }))
     }
 }
 
