@@ -18,8 +18,10 @@ use super::{App, body, cors};
 use crate::auth::{Ability, Caller, Refusal};
 use crate::feed::Facts;
 use crate::runs::streams::{Lookup, StreamRun, StreamRuns, StreamRunsError, Target};
-use crate::streams::access::{Grant, Issuer, Operation};
-use crate::streams::{Hub, Secret, Start, Store, StoreError, StoreSettings, StreamId};
+use crate::streams::access::{Authority, Grant, Issuer, Operation};
+use crate::streams::{
+    Hub, Secret, ServiceTokens, Start, Store, StoreError, StoreSettings, StreamId,
+};
 
 /// The longest body that becomes a chunk.
 const MAX_CHUNK_BYTES: usize = 512 << 10;
@@ -48,6 +50,8 @@ pub struct StreamSettings {
     pub secret: Option<Secret>,
     /// What signed them before.
     pub former: Vec<Secret>,
+    /// What a webapp presents that keeps its streams here.
+    pub service: ServiceTokens,
     /// Where what must not be lost is kept.
     pub data: PathBuf,
     /// The store in this process.
@@ -67,6 +71,7 @@ impl StreamSettings {
             endpoint: None,
             secret: None,
             former: Vec::new(),
+            service: ServiceTokens::default(),
             data: data.to_owned(),
             store: StoreSettings {
                 directory: data.join("streams"),
@@ -96,6 +101,16 @@ impl Streams {
     /// The store.
     pub(super) fn store(&self) -> &Store {
         self.hub.store()
+    }
+
+    /// Who may ask for tokens for others.
+    pub(super) fn service(&self) -> &ServiceTokens {
+        &self.settings.service
+    }
+
+    /// The basin of runs that have none of their own.
+    pub(super) fn basin(&self) -> &str {
+        &self.settings.basin
     }
 
     /// What makes and reads tokens. The secret is looked for with the first use, and again after it
@@ -265,7 +280,7 @@ pub async fn read(
         };
         let stream = app.streams.stream(environment, &run, &key)?;
         let reader = app.streams.hub.read(stream, start(&head.headers)).await?;
-        Ok(events(reader, wait, caller.expires_at, app.drain.clone(), live))
+        Ok(events(reader, wait, caller, app.drain.clone(), live))
     };
     match opened.await {
         Ok(mut response) => {
@@ -387,10 +402,13 @@ fn credentials(
     let StreamId { basin, name } = streams.stream(&caller.environment_id, run, key)?;
     let (_, prefix) = streams.place(&caller.environment_id, run);
     let end = SystemTime::now() + issuer.lifetime;
+    let basis = caller.basis.as_deref().ok_or(HttpError::Forbidden)?;
     let grant = Grant {
+        authority: Authority::Key(basis.to_owned()),
         environment: caller.environment_id.to_string(),
         basin: basin.to_string(),
         prefix,
+        auto_prefix: None,
         operations: vec![Operation::Append, Operation::CreateStream],
         expires_at: caller.expires_at.map_or(end, |expiry| expiry.min(end)),
     };

@@ -25,7 +25,7 @@ use s2_common::stream::{
     AppendInput, AppendRecord, AppendRecordParts, ReadBatch, ReadEnd, ReadFrom, ReadSessionOutput,
     ReadStart, StreamName,
 };
-use s2_lite::backend::error::{AppendError, ReadError};
+use s2_lite::backend::error::{AppendError, ProvisionBasinError, ReadError};
 use s2_lite::backend::{Backend, bgtasks};
 use slatedb::config::{GarbageCollectorDirectoryOptions, GarbageCollectorOptions};
 use slatedb::db_cache::foyer::{FoyerCache, FoyerCacheOptions};
@@ -277,11 +277,12 @@ impl Embedded {
         let work = async move {
             let mut attempt = 0;
             loop {
-                let mode = ProvisionMode::Ensure;
+                // As it is, if it is there: its settings may be somebody's who changed them.
+                let mode = ProvisionMode::CreateOnly { request_token: None };
                 let done = backend.provision_basin(name.clone(), config.clone(), mode).await;
                 attempt += 1;
                 match done {
-                    Ok(_) => return Ok(()),
+                    Ok(_) | Err(ProvisionBasinError::BasinAlreadyExists(_)) => return Ok(()),
                     Err(error) if attempt == ATTEMPTS => return Err(error),
                     Err(_) => {}
                 }

@@ -13,10 +13,12 @@ mod hub;
 #[cfg(all(test, feature = "embedded"))]
 mod hub_tests;
 mod secret;
+mod service;
 mod store;
 
 pub use batch::{Batch, BatchBuilder};
 pub use frames::{DONE, Frames, ping};
 pub use hub::{Hub, Next, Reader};
 pub use secret::{Secret, SecretError};
+pub use service::ServiceTokens;
 pub use store::{Event, Position, Reading, Start, Store, StoreError, StoreSettings, StreamId};

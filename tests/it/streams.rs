@@ -2,8 +2,10 @@
 
 mod access;
 mod resumed;
+mod revoked;
 mod routes;
 mod s2;
+mod webapp;
 
 use serde_json::json;
 
