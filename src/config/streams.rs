@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Args;
 
+use super::s2::RemoteArgs;
 use super::{SettingError, size};
 use crate::http::StreamSettings;
 use crate::streams::{Secret, ServiceTokens, StoreSettings};
@@ -83,6 +84,8 @@ pub struct StreamArgs {
         value_name = "SIZE"
     )]
     pub stream_recent_bytes: ByteSize,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 impl StreamArgs {
@@ -121,6 +124,7 @@ impl StreamArgs {
             former: former.map(|text| Secret::of(text)).collect(),
             service: ServiceTokens::of(service.map(String::as_str)),
             data: data.to_owned(),
+            remote: self.remote.settings()?,
             store: StoreSettings { directory: data.join("streams"), flush },
             recent: size(self.stream_recent_bytes),
         })

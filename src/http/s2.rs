@@ -14,7 +14,7 @@ use super::error::HttpError;
 use super::s2_asked::Asked;
 use super::s2_bearer::Bearer;
 use super::s2_tokens;
-use crate::streams::StoreError;
+use crate::streams::{Store, StoreError};
 
 /// How long a session may go on in a drain, during which its client is told to go elsewhere.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -28,6 +28,10 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request) -> Response<Bo
 }
 
 async fn answer(app: &Arc<App>, request: Request) -> Result<Response<Body>, HttpError> {
+    if let Store::Remote(_) = app.streams.store() {
+        let text = "streams are kept by another S2, which writers ask themselves";
+        return Err(refuse(StatusCode::NOT_IMPLEMENTED, "not_implemented", text));
+    }
     let bearer = Bearer::of(app, request.headers()).await?;
     let asked = Asked::of(&request)?.ok_or_else(|| {
         refuse(StatusCode::FORBIDDEN, "permission_denied", "nobody may do this here")

@@ -68,6 +68,8 @@ const AHEAD: usize = 2;
 pub struct Embedded {
     settings: StoreSettings,
     opened: RwLock<Option<Opened>>,
+    /// Why it is not open.
+    trouble: Mutex<Option<String>>,
     /// Held by whoever opens it.
     opening: tokio::sync::Mutex<Opening>,
     /// Made with the first use: a gateway that has no streams has no threads for them.
@@ -102,6 +104,7 @@ impl Embedded {
         Embedded {
             settings,
             opened: RwLock::default(),
+            trouble: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
             runtime: Mutex::default(),
         }
@@ -113,6 +116,18 @@ impl Embedded {
             // It says why not, and is asked again by whoever needs it.
             let _ = self.open().await;
         }
+    }
+
+    /// See [`super::Store::trouble`].
+    pub fn trouble(&self) -> Option<String> {
+        let closed = || Some("it was closed".to_owned());
+        self.trouble.lock().clone().or_else(|| {
+            let opened = self.opened.read();
+            opened
+                .as_ref()
+                .filter(|opened| opened.backend.db_status().is_err())
+                .and_then(|_| closed())
+        })
     }
 
     /// See [`super::Store::close`].
@@ -317,11 +332,13 @@ impl Embedded {
             Ok(opened) => {
                 tracing::info!(directory = %self.settings.directory.display(), "the stream store is open");
                 opening.failed = None;
+                *self.trouble.lock() = None;
                 *self.opened.write() = Some(opened.clone());
                 Ok(opened)
             }
             Err(error) => {
                 tracing::warn!(%error, "the stream store could not be opened");
+                *self.trouble.lock() = Some(error.to_string());
                 opening.failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }

@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use crate::support::npm::Client;
+use crate::support::s2::SERVICE;
 use crate::support::streams::{SOON, Stand};
 
-const SERVICE: &str = "a-service-token-of-the-tests-long-enough";
 const ANOTHER: &str = "another-service-token-of-the-tests-long";
 
 #[tokio::test]
