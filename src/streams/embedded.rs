@@ -337,8 +337,11 @@ impl Embedded {
                 Ok(opened)
             }
             Err(error) => {
-                tracing::warn!(%error, "the stream store could not be opened");
-                *self.trouble.lock() = Some(error.to_string());
+                let (StoreError::Unavailable(why) | StoreError::Refused(why)) = &error;
+                // It is tried again and again.
+                if self.trouble.lock().replace(why.clone()).as_ref() != Some(why) {
+                    tracing::warn!(why, "the stream store could not be opened");
+                }
                 opening.failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }

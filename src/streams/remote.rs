@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::remote_events::{Said, Sayings};
 use super::store::{Event, Reading, Start, StoreError, StreamId};
+use crate::telemetry;
 
 /// For how long a connection may take, and an answer to begin.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -318,6 +319,7 @@ fn refused(status: StatusCode, why: String) -> StoreError {
 }
 
 fn too_many() -> StoreError {
+    metrics::counter!(telemetry::LIMIT_REFUSED, "limit" => "s2").increment(1);
     StoreError::Unavailable("too many requests to the S2 are under way".to_owned())
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod elsewhere;
+mod readiness;
 mod resumed;
 mod revoked;
 mod routes;

@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
+use crate::support::gateway::Gateway;
 use crate::support::npm::Client;
 use crate::support::s2::SERVICE;
-use crate::support::streams::{SOON, Stand};
+use crate::support::streams::{SECRET, SOON, Stand};
 
 const ANOTHER: &str = "another-service-token-of-the-tests-long";
 
@@ -53,9 +54,19 @@ async fn a_webapp_makes_basins_mints_tokens_appends_and_reads_and_its_runners_st
     let read: Vec<_> = read.into_iter().filter(|(n, _)| *n != 11).map(|(_, body)| body).collect();
     assert_eq!(read, bodies);
     let path = "/s2/v1/basins/triggerdotdev-dev-org-acme";
-    let answer = stand.gateway.request("GET", path).bearer_auth(SERVICE).send().await.unwrap();
-    let config = answer.text().await.unwrap();
-    assert!(config.contains("86400"), "{config}");
+    let config = async |gateway: &Gateway| {
+        let answer = gateway.request("GET", path).bearer_auth(SERVICE).send().await.unwrap();
+        answer.text().await.unwrap()
+    };
+    let before = config(&stand.gateway).await;
+    assert!(before.contains("86400"), "{before}");
+    // Also after a restart, and when the basin is used again.
+    stand.gateway.stop().await;
+    let directory = format!("--data-dir={}", stand._data.0.display());
+    let arguments = [&*directory, "--secret", SECRET, "--s2-service-token", SERVICE];
+    let stand = Stand { gateway: Gateway::start(&stand.database.url, &arguments).await, ..stand };
+    stand.append(&run, "ai", "x").await;
+    assert_eq!(config(&stand.gateway).await, before);
 }
 
 #[tokio::test]
