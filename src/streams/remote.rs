@@ -28,6 +28,8 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis
 const AHEAD: usize = 2;
 /// Reads and appends at once, each with a connection.
 const PLACES: usize = 10_000;
+/// Connections that are kept for the next request.
+const IDLE: usize = 64;
 /// The longest answer that is no stream.
 const MAX_ANSWER: usize = 64 << 10;
 /// For how long nobody needs it before it is asked whether it answers.
@@ -89,7 +91,10 @@ impl Remote {
     pub fn new(settings: RemoteSettings) -> Result<Remote, RemoteError> {
         let client = Client::builder().no_proxy().http1_only().connect_timeout(CONNECT);
         // Its tails come and go with readers, and its token goes nowhere else.
-        let client = client.read_timeout(SILENCE).redirect(reqwest::redirect::Policy::none());
+        let client = client
+            .pool_max_idle_per_host(IDLE)
+            .read_timeout(SILENCE)
+            .redirect(reqwest::redirect::Policy::none());
         Ok(Remote {
             settings,
             client: client.tcp_nodelay(true).build()?,

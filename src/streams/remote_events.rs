@@ -50,6 +50,10 @@ impl Sayings {
                 }
             }
         }
+        if self.text.is_empty() {
+            // Tails are many, and mostly silent: no room for the largest batch so far.
+            self.text = Vec::new();
+        }
         self.seen = self.text.len();
         match self.seen > MAX_LINE {
             true => Err("the S2 said more than it may at once".to_owned()),

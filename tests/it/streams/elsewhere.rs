@@ -132,6 +132,22 @@ async fn a_token_is_asked_for_once_for_an_environment_and_ends_with_who_asked() 
     assert_eq!(token(&first, stand.key()).await, shared);
 }
 
+#[tokio::test]
+async fn a_writer_is_told_where_the_operator_says_and_of_s2_dev_nothing() {
+    let (home, _database, _data) = home().await;
+    let account = format!("--s2-account-url={}/s2/v1", home.url);
+    let token = format!("--s2-access-token={SERVICE}");
+    let stand = Stand::start(&[&account, &token]).await;
+    let headers = stand.create(&stand.run().await, "ai").await;
+    assert!(!headers.contains_key("x-s2-endpoint"));
+    assert_eq!(headers["x-s2-access-token"].to_str().unwrap().split('.').count(), 3);
+    let endpoint = format!("--s2-endpoint={}/s2/v1", home.url);
+    let outside = "--s2-public-endpoint=https://s2.example.com/v1";
+    let stand = Stand::start(&[&endpoint, &token, outside]).await;
+    let headers = stand.create(&stand.run().await, "ai").await;
+    assert_eq!(headers["x-s2-endpoint"], "https://s2.example.com/v1");
+}
+
 /// When one of Runwire's tokens ends, in seconds since 1970.
 fn expiry(token: &str) -> u64 {
     use base64::Engine as _;
