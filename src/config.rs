@@ -1,6 +1,7 @@
 //! Settings: one struct per area. `--help`, the environment and the operations page come from here.
 
 mod door;
+mod s2;
 mod streams;
 
 use std::net::SocketAddr;

@@ -24,7 +24,7 @@ use crate::replication::{self, SetupError, Source};
 use crate::runs::reader::{Reader, ReaderLimits};
 use crate::runs::store::RunStore;
 use crate::runs::streams::StreamRuns;
-use crate::streams::Store;
+use crate::streams::{RemoteError, Store};
 use crate::telemetry;
 use crate::ticker::Ticker;
 
@@ -32,6 +32,8 @@ use crate::ticker::Ticker;
 const KEY_CONNECTIONS: u32 = 4;
 /// How long after leases have ended the next are looked for.
 const BETWEEN_ENDINGS: Duration = Duration::from_millis(20);
+/// How often the store of streams is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Connections for the rows of runs that have streams.
 const STREAM_CONNECTIONS: u32 = 4;
 /// How long a drain may take before what is left is cut.
@@ -103,9 +105,31 @@ pub enum StartError {
     /// The database is not set up for replication.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// There is no client for the S2 that keeps the streams.
+    #[error(transparent)]
+    Streams(#[from] RemoteError),
     /// The thread that reads the stream could not be started.
     #[error("cannot start the replication thread: {0}")]
     Thread(std::io::Error),
+}
+
+/// Opens the store of streams where that is due, and says how it stands.
+async fn watch(store: Store, stop: CancellationToken) {
+    let watch = async {
+        store.wake().await;
+        loop {
+            let trouble = store.trouble().is_some();
+            metrics::gauge!(telemetry::STREAM_STORE_READY).set(f64::from(u8::from(!trouble)));
+            tokio::time::sleep(LOOK_AGAIN).await;
+            if trouble || matches!(store, Store::Remote(_)) {
+                store.wake().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = watch => {}
+        () = stop.cancelled() => {}
+    }
 }
 
 /// A running server.
@@ -201,10 +225,12 @@ impl Server {
         };
 
         let stream_runs = StreamRuns::new(pool(STREAM_CONNECTIONS), STREAM_CONNECTIONS as usize);
-        let store = Store::embedded(settings.streams.store.clone());
+        let store = match settings.streams.remote.clone() {
+            Some(elsewhere) => Store::elsewhere(elsewhere)?,
+            None => Store::embedded(settings.streams.store.clone()),
+        };
         let streams = Streams::new(settings.streams, store.clone(), stream_runs);
-        let wake = store.clone();
-        let streams_work = async move { wake.wake().await };
+        let streams_work = watch(store.clone(), stop_stream.clone());
 
         let created_max = settings.feeds.created_max;
         let feeds = Feeds::new(feed, reader, readiness.flag(), drain.clone(), settings.feeds);
@@ -278,7 +304,7 @@ impl Server {
                 }
             }
         };
-        let ops = Ops { readiness: Arc::clone(&readiness), metrics };
+        let ops = Ops { readiness: Arc::clone(&readiness), store: store.clone(), metrics };
         let limit = |connections: usize| listen::Limits {
             places: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
             patience: settings.patience,

@@ -109,6 +109,10 @@ metric_names! {
     STREAM_CATCH_UPS = "runwire_stream_catch_ups_total";
     /// Readers cut by a fault of the store.
     STREAM_FAULTS = "runwire_stream_faults_total";
+    /// Whether the store of streams answers.
+    STREAM_STORE_READY = "runwire_stream_store_ready";
+    /// Writers' sessions that were reset, since their token or its key had ended.
+    STREAM_SESSIONS_ENDED = "runwire_stream_sessions_ended_total";
 }
 
 /// Installs the metrics recorder of this process, once, and describes every metric.
@@ -185,6 +189,11 @@ fn describe() {
     describe_gauge!(STREAM_READERS, "Readers of streams now");
     describe_counter!(STREAM_CATCH_UPS, "Readers that had to read the store");
     describe_counter!(STREAM_FAULTS, "Readers cut by a fault of the store");
+    describe_gauge!(STREAM_STORE_READY, "Whether the store of streams answers, as far as is known");
+    describe_counter!(
+        STREAM_SESSIONS_ENDED,
+        "Writers' sessions reset as their token or its key ended"
+    );
 }
 
 /// What a feed counts with every answer, looked up once.

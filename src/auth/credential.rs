@@ -91,6 +91,16 @@ impl<'a> Credential<'a> {
     }
 }
 
+/// Stands for what somebody rests on in an environment. It is that of no credential: none is so long.
+pub(super) fn fingerprint_of_basis(environment: &str, basis: &str) -> Fingerprint {
+    let mut hash = Sha256::new();
+    hash.update(u64::MAX.to_le_bytes());
+    hash.update((environment.len() as u64).to_le_bytes());
+    hash.update(environment.as_bytes());
+    hash.update(basis.as_bytes());
+    hash.finalize().into()
+}
+
 impl fmt::Debug for Credential<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credential").finish_non_exhaustive()

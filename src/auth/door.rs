@@ -18,13 +18,14 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::{
     barrier::Barrier,
-    credential::{Credential, CredentialError, Fingerprint},
+    credential::{Credential, CredentialError, Fingerprint, fingerprint_of_basis},
     facts::Concern,
     grant::{Caller, Clock, Grant, Patience},
     grants::Grants,
-    judge::{Rules, millis},
+    judge::{Basis, Rules, millis},
     keyring::Keyring,
     lookup::Reading,
+    meet::Question,
     memory::{Generation, Memory},
     refusal::Refusal,
     registry::Registry,
@@ -129,7 +130,22 @@ impl Door {
             CredentialError::Missing => Refusal::MissingKey,
             CredentialError::TooLong => Refusal::InvalidKey,
         })?;
-        let fingerprint = credential.fingerprint();
+        self.admit_by(credential.fingerprint(), Question::of(&credential)).await
+    }
+
+    /// Says who it is whose [`Caller::basis`] this was, in this environment: whether the key still
+    /// opens it, whichever gateway let it in. For those whose word we have for that, signed by us.
+    pub async fn admit_again(&self, environment: &str, basis: &str) -> Result<Caller, Refusal> {
+        let fingerprint = fingerprint_of_basis(environment, basis);
+        let basis = Basis::from_text(basis).ok_or(Refusal::InvalidKey)?;
+        self.admit_by(fingerprint, Question::Again { environment, basis: &basis }).await
+    }
+
+    async fn admit_by(
+        &self,
+        fingerprint: Fingerprint,
+        question: Question<'_>,
+    ) -> Result<Caller, Refusal> {
         let known = self.0.known.get(&fingerprint);
         if let Some(grant) = &known
             && grant.is_good(self.0.believed_for())
@@ -143,8 +159,9 @@ impl Door {
             return Err(refusal);
         }
         let generation = self.0.generation.load(Ordering::Acquire);
-        let known = known.is_some_and(|grant| grant.is_open());
-        match Box::pin(self.0.meet(&credential, known)).await {
+        // What was signed here is no guess.
+        let known = question.is_vouched_for() || known.is_some_and(|grant| grant.is_open());
+        match Box::pin(self.0.meet(&question, known)).await {
             Ok(grant) => {
                 let caller = grant.caller(millis(SystemTime::now()));
                 self.0.known.insert(fingerprint, grant);

@@ -32,6 +32,11 @@ pub struct Caller {
     pub skip_columns: Option<Arc<[String]>>,
     /// The shortest time between two answers that the token asks for (claim `realtime.throttleMs`).
     pub throttle: Option<Duration>,
+    /// What it rests on, as a text without the secret: [`Door::admit_again`] judges by it again. None
+    /// for public tokens.
+    ///
+    /// [`Door::admit_again`]: super::Door::admit_again
+    pub basis: Option<Arc<str>>,
     /// Ended when the credential is revoked, or means something else than it did. Whatever is held
     /// open ends with it; [`Refusal::of`] tells what to say.
     pub lease: Lease,
@@ -97,6 +102,7 @@ impl Grant {
             once_expired: prospect.once_expired,
             skip_columns: prospect.skip_columns,
             throttle: prospect.throttle,
+            basis: prospect.basis.to_text().map(Arc::from),
             lease: Lease::default(),
         };
         let ends = standing.ends.into_iter().chain(claims_end).min().unwrap_or(u64::MAX);
@@ -230,6 +236,7 @@ impl Grant {
         };
         let columns = self.caller.skip_columns.iter().flat_map(|columns| columns.iter());
         let columns: usize = columns.map(|column| size_of::<String>() + column.len()).sum();
-        size_of::<Self>() + size_of::<Ability>() + scopes + columns + 256
+        let basis = self.caller.basis.as_ref().map_or(0, |basis| basis.len());
+        size_of::<Self>() + size_of::<Ability>() + scopes + columns + basis + 320
     }
 }

@@ -10,13 +10,13 @@ use metrics::Gauge;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    credential::{Credential, Fingerprint},
+    credential::{Credential, Fingerprint, fingerprint_of_basis},
     door::{Inner, count},
     facts::Facts,
     grant::{Grant, Prospect},
     judge::{Basis, millis, signing_keys, verify},
     keyring::State,
-    lookup::{Reading, Subjects},
+    lookup::{self, Reading, Subjects},
     memory::Kept,
     refusal::Refusal,
     token::{self, Presented, PublicToken, classify},
@@ -46,27 +46,28 @@ enum Turned {
     Stale,
 }
 
-/// What a credential is, ready to be judged by any facts.
-struct Question<'a> {
-    credential: &'a Credential<'a>,
-    presented: Presented<'a>,
+/// Who is asked about, ready to be judged by any facts.
+pub(super) enum Question<'a> {
+    /// Whoever presents this credential.
+    Presented(&'a Credential<'a>, Presented<'a>),
+    /// Whoever was let in to this environment by this.
+    Again { environment: &'a str, basis: &'a Basis },
 }
 
 impl Inner {
     /// Judges a credential. `known` says that it was good before, so that its look-up is no guess.
     pub(super) async fn meet(
         &self,
-        credential: &Credential<'_>,
+        question: &Question<'_>,
         known: bool,
     ) -> Result<Arc<Grant>, Refusal> {
-        let question = Question { credential, presented: classify(credential.bearer()) };
-        if let Presented::PublicToken(token) = &question.presented
+        if let Question::Presented(_, Presented::PublicToken(token)) = question
             && token.subject().is_none()
         {
             return Err(Refusal::InvalidPublicAccessToken);
         }
         if self.is_loaded().await {
-            match self.judge(&question, Source::Memory) {
+            match self.judge(question, Source::Memory) {
                 Ok(grant) => {
                     count("memory");
                     return Ok(grant);
@@ -81,7 +82,7 @@ impl Inner {
                     let passed = self.barrier.pass().await;
                     drop(waiting);
                     if passed && self.is_current() {
-                        match self.judge(&question, Source::Memory) {
+                        match self.judge(question, Source::Memory) {
                             Ok(grant) => {
                                 count("memory");
                                 return Ok(grant);
@@ -97,7 +98,7 @@ impl Inner {
                 Err(Turned::Stale) => {}
             }
         }
-        self.ask(&question, known).await
+        self.ask(question, known).await
     }
 
     /// Whether all keys are held. While they are being loaded that is waited for: after a start everybody
@@ -155,20 +156,32 @@ impl Inner {
 
     fn judge(&self, question: &Question<'_>, source: Source<'_>) -> Result<Arc<Grant>, Turned> {
         let now = millis(SystemTime::now());
-        let branch = || question.credential.branch().map(Box::from);
-        let key = || digest(question.credential.bearer());
-        let (basis, claims) = match &question.presented {
-            Presented::RootKey => (Basis::RootKey(key(), branch()), None),
-            Presented::AdditionalKey => (Basis::AdditionalKey(key(), branch()), None),
-            Presented::PublicToken(token) => {
+        let key = |credential: &Credential<'_>| {
+            (digest(credential.bearer()), credential.branch().map(Box::from))
+        };
+        let (basis, claims) = match question {
+            Question::Presented(credential, Presented::RootKey) => {
+                let (key, branch) = key(credential);
+                (Basis::RootKey(key, branch), None)
+            }
+            Question::Presented(credential, Presented::AdditionalKey) => {
+                let (key, branch) = key(credential);
+                (Basis::AdditionalKey(key, branch), None)
+            }
+            Question::Presented(_, Presented::PublicToken(token)) => {
                 let (basis, claims) = self.verify(token, source, now)?;
                 (basis, Some(claims))
             }
+            Question::Again { basis, .. } => ((*basis).clone(), None),
         };
         // In one look, so that a change finds the grant or is seen by it.
         self.keyring.look(|state| {
             let facts = source.facts(state).ok_or(Turned::Stale)?;
             let standing = match basis.judge(facts, &self.rules, now) {
+                // A name that means another branch by now was not let in to that one.
+                Ok(standing) if !question.is_about(&standing.environment) => {
+                    return Err(source.refuse(state, Refusal::InvalidKey));
+                }
                 Ok(standing) => standing,
                 Err(refusal) => return Err(source.refuse(state, refusal)),
             };
@@ -272,14 +285,45 @@ impl<'a> Source<'a> {
     }
 }
 
-impl Question<'_> {
+impl<'a> Question<'a> {
+    /// About whoever presents this.
+    pub fn of(credential: &'a Credential<'a>) -> Question<'a> {
+        Question::Presented(credential, classify(credential.bearer()))
+    }
+
+    /// Whether they were let in before, so that asking is no guess.
+    pub fn is_vouched_for(&self) -> bool {
+        matches!(self, Question::Again { .. })
+    }
+
+    fn is_about(&self, environment: &str) -> bool {
+        match self {
+            Question::Presented(..) => true,
+            Question::Again { environment: before, .. } => *before == environment,
+        }
+    }
+
     /// What is to be read to answer it, and a name for that.
     fn subjects(&self) -> (Fingerprint, Subjects) {
-        let bearer = self.credential.bearer();
-        let (kind, subject, branch) = match &self.presented {
-            Presented::PublicToken(token) => (0u8, token.subject().unwrap_or_default(), None),
-            Presented::AdditionalKey => (1, bearer, self.credential.branch()),
-            Presented::RootKey => (2, bearer, self.credential.branch()),
+        let (kind, subject, branch) = match self {
+            Question::Presented(_, Presented::PublicToken(token)) => {
+                (0u8, token.subject().unwrap_or_default(), None)
+            }
+            Question::Presented(credential, Presented::AdditionalKey) => {
+                (1, credential.bearer(), credential.branch())
+            }
+            Question::Presented(credential, Presented::RootKey) => {
+                (2, credential.bearer(), credential.branch())
+            }
+            Question::Again { environment, basis } => {
+                let mut subjects = Subjects::default();
+                subjects.environments.push((*environment).to_owned());
+                if let Basis::AdditionalKey(digest, _) = basis {
+                    subjects.hashes.push(lookup::hex(digest));
+                }
+                let text = basis.to_text().unwrap_or_default();
+                return (fingerprint_of_basis(environment, &text), subjects);
+            }
         };
         let mut hash = Sha256::new();
         hash.update([kind, u8::from(branch.is_some())]);

@@ -5,6 +5,7 @@
 //! what the request touches (13).
 
 mod barrier;
+mod basis;
 mod credential;
 mod door;
 mod expiry;

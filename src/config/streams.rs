@@ -6,9 +6,10 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Args;
 
+use super::s2::RemoteArgs;
 use super::{SettingError, size};
 use crate::http::StreamSettings;
-use crate::streams::{Secret, StoreSettings};
+use crate::streams::{Secret, ServiceTokens, StoreSettings};
 
 /// Streams of runs, kept in S2.
 #[derive(Args, Clone, Debug)]
@@ -59,6 +60,17 @@ pub struct StreamArgs {
         hide_env_values = true
     )]
     pub secret_previous: Vec<String>,
+    /// What a Trigger.dev webapp presents that keeps its streams here (its
+    /// REALTIME_STREAMS_S2_ACCESS_TOKEN), at least 32 characters; several, separated by commas, while it
+    /// changes. It opens all streams. By default /s2/v1 serves no webapp
+    #[arg(
+        long,
+        env = "RUNWIRE_S2_SERVICE_TOKEN",
+        value_name = "LIST",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub s2_service_token: Vec<String>,
     /// How long the store in this process collects chunks before it makes them durable, up to 1s. Readers
     /// see only what is durable
     #[arg(long, env = "RUNWIRE_STREAM_FLUSH", default_value = "5ms", value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -72,6 +84,8 @@ pub struct StreamArgs {
         value_name = "SIZE"
     )]
     pub stream_recent_bytes: ByteSize,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 impl StreamArgs {
@@ -88,6 +102,11 @@ impl StreamArgs {
             let problem = "holds one that is shorter than 32 characters".to_owned();
             return Err(SettingError { setting: "RUNWIRE_SECRET_PREVIOUS", problem });
         }
+        let service = self.s2_service_token.iter().filter(|text| !text.is_empty());
+        if service.clone().any(|token| token.len() < 32) {
+            let problem = "is shorter than 32 characters".to_owned();
+            return Err(SettingError { setting: "RUNWIRE_S2_SERVICE_TOKEN", problem });
+        }
         let endpoint = self.s2_public_endpoint.clone().filter(|url| !url.is_empty());
         let is_url = |url: &String| url.starts_with("http://") || url.starts_with("https://");
         if endpoint.as_ref().is_some_and(|url| !is_url(url) || url.contains(['?', '#', ' '])) {
@@ -103,7 +122,9 @@ impl StreamArgs {
             endpoint,
             secret: given.map(Secret::of),
             former: former.map(|text| Secret::of(text)).collect(),
+            service: ServiceTokens::of(service.map(String::as_str)),
             data: data.to_owned(),
+            remote: self.remote.settings()?,
             store: StoreSettings { directory: data.join("streams"), flush },
             recent: size(self.stream_recent_bytes),
         })

@@ -139,7 +139,7 @@ impl HttpError {
             HttpError::Misconfigured(what) => (StatusCode::INTERNAL_SERVER_ERROR, error_body(what)),
             HttpError::Internal => (StatusCode::INTERNAL_SERVER_ERROR, error_body(INTERNAL)),
             HttpError::S2 { status, code, message } => {
-                (*status, format!(r#"{{"code":"{code}","message":"{message}"}}"#))
+                (*status, format!(r#"{{"code":"{code}","message":{}}}"#, json!(message)))
             }
         };
         let mut response = Response::new(Body::from(body));

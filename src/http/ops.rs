@@ -11,12 +11,15 @@ use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::readiness::Readiness;
+use crate::streams::Store;
 
 /// What the operators' routes show.
 #[derive(Clone)]
 pub struct Ops {
     /// Whether feeds are served from a stream that is attached and caught up.
     pub readiness: Arc<Readiness>,
+    /// What keeps the chunks of streams.
+    pub store: Store,
     /// The metrics of this process.
     pub metrics: PrometheusHandle,
 }
@@ -38,9 +41,16 @@ pub fn admin(ops: Ops) -> Router {
 async fn ready(State(ops): State<Ops>) -> impl IntoResponse {
     let advice = ops.readiness.advice().map(|advice| format!("warning: {advice}\n"));
     let advice = advice.unwrap_or_default();
+    // A component of its own: whatever becomes of it, run feeds are served.
+    let streams = match ops.store.trouble() {
+        None => "streams: ready\n".to_owned(),
+        Some(why) => format!("streams: not ready: {why}\n"),
+    };
     match ops.readiness.reason() {
-        None => (StatusCode::OK, format!("ready\n{advice}")),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n{advice}")),
+        None => (StatusCode::OK, format!("ready\n{advice}{streams}")),
+        Some(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n{advice}{streams}"))
+        }
     }
 }
 

@@ -1,36 +1,21 @@
-//! `/s2/v1/…`: S2's own routes, as writers use them (`streams-and-sessions.md`, 4.4), behind access
-//! tokens of ours. Nothing of them is reached without one.
+//! `/s2/v1/…`: S2's own routes, as writers and a webapp use them (`streams-and-sessions.md`, 4.4 and 9),
+//! behind access tokens of ours. Nothing of them is reached without one.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
-use axum::http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE,
-};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
+use axum::http::{Response, StatusCode};
 use futures_util::StreamExt as _;
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::App;
 use super::error::HttpError;
-use crate::streams::StoreError;
-use crate::streams::access::{Grant, Operation};
+use super::s2_asked::Asked;
+use super::s2_bearer::Bearer;
+use super::s2_tokens;
+use crate::streams::{Store, StoreError};
 
-const BASIN: HeaderName = HeaderName::from_static("s2-basin");
-/// What of a request the store is shown. A stream's settings (`s2-stream-config`) are not for those who
-/// write it.
-const PASSED_ON: [HeaderName; 8] = [
-    ACCEPT,
-    ACCEPT_ENCODING,
-    CONTENT_ENCODING,
-    CONTENT_LENGTH,
-    CONTENT_TYPE,
-    BASIN,
-    HeaderName::from_static("s2-format"),
-    HeaderName::from_static("last-event-id"),
-];
 /// How long a session may go on in a drain, during which its client is told to go elsewhere.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -42,29 +27,24 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request) -> Response<Bo
     }
 }
 
-async fn answer(app: &App, request: Request) -> Result<Response<Body>, HttpError> {
-    let issuer = app.streams.issuer()?;
-    let grant = bearer(request.headers()).and_then(|token| issuer.read(token));
-    let grant = grant.ok_or_else(|| {
-        let text = "the access token is missing, expired, or none of this gateway's";
-        refuse(StatusCode::UNAUTHORIZED, "authn", text)
-    })?;
-    let asked = Asked::of(&request)?;
-    let denied = || {
-        let text = "the access token does not allow this";
-        refuse(StatusCode::FORBIDDEN, "permission_denied", text)
-    };
-    let asked = asked.ok_or_else(denied)?;
-    let basin = request.headers().get(BASIN);
-    let same_basin = basin.is_none_or(|basin| basin.as_bytes() == grant.basin.as_bytes());
-    if !same_basin || !grant.allows(asked.operation, &asked.stream) {
-        return Err(denied());
+async fn answer(app: &Arc<App>, request: Request) -> Result<Response<Body>, HttpError> {
+    if let Store::Remote(_) = app.streams.store() {
+        let text = "streams are kept by another S2, which writers ask themselves";
+        return Err(refuse(StatusCode::NOT_IMPLEMENTED, "not_implemented", text));
     }
-    let Some(live) = app.limits.live.enter(&grant.environment.as_str().into()) else {
+    let bearer = Bearer::of(app, request.headers()).await?;
+    let asked = Asked::of(&request)?.ok_or_else(|| {
+        refuse(StatusCode::FORBIDDEN, "permission_denied", "nobody may do this here")
+    })?;
+    let (asked, basin) = bearer.may(app, asked, request.headers())?;
+    if let (Bearer::Service(fingerprint), Asked::Token) = (&bearer, &asked) {
+        return s2_tokens::mint(app, fingerprint, request).await;
+    }
+    let Some(live) = app.limits.live.enter(&bearer.counts_as().into()) else {
         return Err(refuse(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "too many at once"));
     };
-    let request = asked.passed_on(request, &grant)?;
-    let response = app.streams.store().serve(&grant.basin, request).await.map_err(|error| {
+    let request = asked.passed_on(request, &basin)?;
+    let response = app.streams.store().serve(&basin, request).await.map_err(|error| {
         let (StoreError::Unavailable(why) | StoreError::Refused(why)) = error;
         tracing::debug!(why, "a writer was refused");
         refuse(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the stream store is not available")
@@ -72,16 +52,16 @@ async fn answer(app: &App, request: Request) -> Result<Response<Body>, HttpError
     if response.body().size_hint().exact().is_some() {
         return Ok(response);
     }
-    // A session: it goes on until its client ends it, but not beyond the token or a drain. It is then
-    // reset, since a clean end of the answer leaves the client's writer waiting for ever.
-    let left = grant.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
-    let drain = app.drain.clone();
+    // A session: it goes on until its client ends it, but not beyond what let it in or a drain. It is
+    // then reset, since a clean end of the answer leaves the client's writer waiting for ever.
+    let app = Arc::clone(app);
     let (head, body) = response.into_parts();
     let body = async_stream::stream! {
         let _live = live;
+        let drain = app.drain.clone();
         let cut = async {
             tokio::select! {
-                () = tokio::time::sleep(left) => {}
+                () = bearer.ended(&app) => metrics::counter!(crate::telemetry::STREAM_SESSIONS_ENDED).increment(1),
                 () = async { drain.cancelled().await; tokio::time::sleep(DRAIN).await } => {}
             }
         };
@@ -107,73 +87,7 @@ async fn answer(app: &App, request: Request) -> Result<Response<Body>, HttpError
 #[error("the session may not go on")]
 struct Cut;
 
-/// What a request wants of which stream.
-struct Asked {
-    operation: Operation,
-    /// The decoded name.
-    stream: String,
-    suffix: &'static str,
-}
-
-impl Asked {
-    /// `None`: something that no token of a run's allows.
-    fn of(request: &Request) -> Result<Option<Asked>, HttpError> {
-        let path = request.uri().path();
-        let Some(path) = path.strip_prefix("/s2/v1/streams/") else { return Ok(None) };
-        let (stream, suffix) = path.split_once('/').unwrap_or((path, ""));
-        let (operation, suffix) = match (request.method(), suffix) {
-            (&Method::POST, "records") => (Operation::Append, "/records"),
-            (&Method::GET, "records") => (Operation::Read, "/records"),
-            (&Method::GET, "records/tail") => (Operation::Read, "/records/tail"),
-            (&Method::PUT, "") => (Operation::CreateStream, ""),
-            _ => return Ok(None),
-        };
-        let stream = percent_decode_str(stream).decode_utf8();
-        let bad = |_| refuse(StatusCode::BAD_REQUEST, "bad_path", "the stream's name is no UTF-8");
-        Ok(Some(Asked { operation, stream: stream.map_err(bad)?.into_owned(), suffix }))
-    }
-
-    /// The request as the store gets it, made of what was looked at here.
-    fn passed_on(&self, request: Request, grant: &Grant) -> Result<Request, HttpError> {
-        let (mut head, body) = request.into_parts();
-        let name = utf8_percent_encode(&self.stream, NON_ALPHANUMERIC);
-        let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        let uri: Result<Uri, _> = format!("/streams/{name}{}{query}", self.suffix).parse();
-        let bad = || refuse(StatusCode::BAD_REQUEST, "bad_path", "the path cannot be read");
-        head.uri = uri.map_err(|_| bad())?;
-        let mut headers = HeaderMap::new();
-        for name in PASSED_ON {
-            if let Some(value) = head.headers.remove(&name) {
-                headers.insert(name, value);
-            }
-        }
-        headers.insert(BASIN, HeaderValue::try_from(&grant.basin).map_err(|_| bad())?);
-        if self.operation == Operation::CreateStream {
-            return Ok(self.created(headers, &head.uri));
-        }
-        head.headers = headers;
-        // It is past the door, and what our router noted of its path is not for the store's.
-        head.extensions.clear();
-        Ok(Request::from_parts(head, body))
-    }
-
-    /// With the basin's settings, whatever was asked for.
-    fn created(&self, mut headers: HeaderMap, uri: &Uri) -> Request {
-        headers.remove(CONTENT_LENGTH);
-        headers.remove(CONTENT_ENCODING);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let mut request = Request::new(Body::from("{}"));
-        *request.method_mut() = Method::PUT;
-        *request.uri_mut() = uri.clone();
-        *request.headers_mut() = headers;
-        request
-    }
-}
-
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
-}
-
-fn refuse(status: StatusCode, code: &'static str, message: &'static str) -> HttpError {
+/// A refusal in S2's own form.
+pub(super) fn refuse(status: StatusCode, code: &'static str, message: &'static str) -> HttpError {
     HttpError::S2 { status, code, message }
 }

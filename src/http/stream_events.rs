@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::Caller;
 use crate::limits::LivePlace;
 use crate::streams::{DONE, Frames, Next, Reader, ping};
 use crate::telemetry;
@@ -24,15 +25,17 @@ const QUIET: std::ops::Range<f64> = 5.0..15.0;
 pub(super) fn events(
     mut reader: Reader,
     wait: Duration,
-    expires_at: Option<SystemTime>,
+    caller: Caller,
     drain: CancellationToken,
     live: LivePlace,
 ) -> Response<Body> {
     let counted = Counted::begin(live);
-    let expires = expires_at
+    let expires = caller
+        .expires_at
         .map(|end| Instant::now() + end.duration_since(SystemTime::now()).unwrap_or_default());
     let body = async_stream::stream! {
         let _counted = counted;
+        let mut ended = std::pin::pin!(caller.lease.ended());
         let mut frames = Frames::default();
         // Set once the reader has been at the end.
         let mut quiet: Option<Quiet> = None;
@@ -42,6 +45,7 @@ pub(super) fn events(
                 biased;
                 () = drain.cancelled() => Err(cut("the gateway is shutting down")),
                 () = at(expires) => Err(cut("the credential has expired")),
+                () = &mut ended => Err(cut("the credential has ended")),
                 next = reader.next(until) => next.map_err(|error| {
                     metrics::counter!(telemetry::STREAM_FAULTS).increment(1);
                     tracing::debug!(%error, "a reader of a stream is cut");

@@ -3,12 +3,12 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, ORIGIN};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use serde_json::json;
 
 use super::error::HttpError;
@@ -18,8 +18,11 @@ use super::{App, body, cors};
 use crate::auth::{Ability, Caller, Refusal};
 use crate::feed::Facts;
 use crate::runs::streams::{Lookup, StreamRun, StreamRuns, StreamRunsError, Target};
-use crate::streams::access::{Grant, Issuer, Operation};
-use crate::streams::{Hub, Secret, Start, Store, StoreError, StoreSettings, StreamId};
+use crate::streams::access::Issuer;
+use crate::streams::{
+    Hub, RemoteSettings, Secret, ServiceTokens, Start, Store, StoreError, StoreSettings, StreamId,
+    WriterTokens,
+};
 
 /// The longest body that becomes a chunk.
 const MAX_CHUNK_BYTES: usize = 512 << 10;
@@ -48,8 +51,12 @@ pub struct StreamSettings {
     pub secret: Option<Secret>,
     /// What signed them before.
     pub former: Vec<Secret>,
+    /// What a webapp presents that keeps its streams here.
+    pub service: ServiceTokens,
     /// Where what must not be lost is kept.
     pub data: PathBuf,
+    /// The S2 that keeps the chunks, if it is not the store in this process.
+    pub remote: Option<RemoteSettings>,
     /// The store in this process.
     pub store: StoreSettings,
     /// Memory for recent chunks, in bytes.
@@ -67,7 +74,9 @@ impl StreamSettings {
             endpoint: None,
             secret: None,
             former: Vec::new(),
+            service: ServiceTokens::default(),
             data: data.to_owned(),
+            remote: None,
             store: StoreSettings {
                 directory: data.join("streams"),
                 flush: Duration::from_millis(5),
@@ -84,18 +93,31 @@ pub struct Streams {
     issuer: OnceLock<Issuer>,
     hub: Hub,
     runs: StreamRuns,
+    /// What an S2 elsewhere has issued.
+    tokens: WriterTokens,
 }
 
 impl Streams {
     /// On this store, for runs that are found here.
     pub fn new(settings: StreamSettings, store: Store, runs: StreamRuns) -> Streams {
         let hub = Hub::new(store, settings.recent);
-        Streams { settings, issuer: OnceLock::new(), hub, runs }
+        let tokens = WriterTokens::new(settings.token_lifetime);
+        Streams { settings, issuer: OnceLock::new(), hub, runs, tokens }
     }
 
     /// The store.
     pub(super) fn store(&self) -> &Store {
         self.hub.store()
+    }
+
+    /// Who may ask for tokens for others.
+    pub(super) fn service(&self) -> &ServiceTokens {
+        &self.settings.service
+    }
+
+    /// The basin of runs that have none of their own.
+    pub(super) fn basin(&self) -> &str {
+        &self.settings.basin
     }
 
     /// What makes and reads tokens. The secret is looked for with the first use, and again after it
@@ -116,22 +138,28 @@ impl Streams {
         Ok(self.issuer.get_or_init(|| issuer))
     }
 
-    /// The basin of a run's streams, and what their names begin with.
-    fn place(&self, environment: &str, run: &StreamRun) -> (Arc<str>, String) {
-        let global = &self.settings.basin;
-        let basin = run.basin.as_deref().filter(|basin| *basin != &**global);
-        let StreamRun { organization, environment_slug: slug, friendly_id, .. } = run;
-        let tenant = match basin {
+    /// The basin of a run's organization, if it has one.
+    fn own_basin<'r>(&self, run: &'r StreamRun) -> Option<&'r str> {
+        run.basin.as_deref().filter(|basin| *basin != &*self.settings.basin)
+    }
+
+    /// What the names of an environment's streams begin with (4.1).
+    fn tenant(&self, environment: &str, run: &StreamRun) -> String {
+        let StreamRun { organization, environment_slug: slug, .. } = run;
+        match self.own_basin(run) {
             None => format!("org/{organization}/env/{slug}/{environment}"),
             Some(_) => format!("env/{slug}/{environment}"),
-        };
-        let basin = basin.map_or_else(|| Arc::clone(global), Arc::from);
-        (basin, format!("{tenant}/runs/{friendly_id}/"))
+        }
+    }
+
+    /// The same for a run.
+    fn prefix(&self, environment: &str, run: &StreamRun) -> String {
+        format!("{}/runs/{}/", self.tenant(environment, run), run.friendly_id)
     }
 
     fn stream(&self, environment: &str, run: &StreamRun, key: &str) -> Result<StreamId, HttpError> {
-        let (basin, prefix) = self.place(environment, run);
-        let name = format!("{prefix}{key}");
+        let basin = self.own_basin(run).map_or_else(|| Arc::clone(&self.settings.basin), Arc::from);
+        let name = format!("{}{key}", self.prefix(environment, run));
         if key.contains('\0') || name.len() > MAX_NAME {
             return Err(HttpError::Text(StatusCode::BAD_REQUEST, BAD_KEY.into()));
         }
@@ -178,7 +206,8 @@ pub async fn create(
         let run = find(&app, &caller, &run, &target, on).await?;
         require_v2(&run)?;
         // All that may fail by itself comes before the row is touched.
-        let headers = credentials(&app.streams, &caller, &run, &key, &headers, &uri)?;
+        let headers =
+            writers::credentials(&app.streams, &caller, &run, &key, &headers, &uri).await?;
         app.streams.runs.push_key(&caller.environment_id, &run, &key).await?;
         Ok(headers)
     };
@@ -265,7 +294,7 @@ pub async fn read(
         };
         let stream = app.streams.stream(environment, &run, &key)?;
         let reader = app.streams.hub.read(stream, start(&head.headers)).await?;
-        Ok(events(reader, wait, caller.expires_at, app.drain.clone(), live))
+        Ok(events(reader, wait, caller, app.drain.clone(), live))
     };
     match opened.await {
         Ok(mut response) => {
@@ -374,53 +403,6 @@ fn require_v2(run: &StreamRun) -> Result<(), HttpError> {
     if run.version == "v2" { Ok(()) } else { Err(HttpError::StreamsNeedRedis) }
 }
 
-/// The headers that tell a writer where to go and let it in there.
-fn credentials(
-    streams: &Streams,
-    caller: &Caller,
-    run: &StreamRun,
-    key: &str,
-    headers: &HeaderMap,
-    uri: &Uri,
-) -> Result<HeaderMap, HttpError> {
-    let issuer = streams.issuer()?;
-    let StreamId { basin, name } = streams.stream(&caller.environment_id, run, key)?;
-    let (_, prefix) = streams.place(&caller.environment_id, run);
-    let end = SystemTime::now() + issuer.lifetime;
-    let grant = Grant {
-        environment: caller.environment_id.to_string(),
-        basin: basin.to_string(),
-        prefix,
-        operations: vec![Operation::Append, Operation::CreateStream],
-        expires_at: caller.expires_at.map_or(end, |expiry| expiry.min(end)),
-    };
-    let token = issuer.issue(&grant).ok_or(HttpError::Internal)?;
-    let settings = &streams.settings;
-    let endpoint = match &settings.endpoint {
-        Some(endpoint) => endpoint.clone(),
-        None => {
-            let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-            let authority = uri.authority().map(|authority| authority.as_str());
-            let host = authority.or(host).ok_or(HttpError::NoRoute)?;
-            format!("{}://{host}/s2/v1", uri.scheme_str().unwrap_or("http"))
-        }
-    };
-    let unfit = || HttpError::Text(StatusCode::BAD_REQUEST, BAD_KEY.into());
-    let text = |text: &str| HeaderValue::from_str(text).map_err(|_| unfit());
-    // Clients read headers as Latin-1, and upstream cannot send what is more than that.
-    let latin: Result<Vec<u8>, _> = name.chars().map(u8::try_from).collect();
-    let latin = latin.ok().and_then(|name| HeaderValue::from_bytes(&name).ok());
-    let all = [
-        ("x-s2-access-token", text(&token)?),
-        ("x-s2-stream-name", latin.ok_or_else(unfit)?),
-        ("x-s2-basin", text(&basin)?),
-        ("x-s2-flush-interval-ms", HeaderValue::from(settings.linger_ms)),
-        ("x-s2-max-retries", HeaderValue::from_static("10")),
-        ("x-s2-endpoint", text(&endpoint)?),
-    ];
-    Ok(all.into_iter().map(|(name, value)| (HeaderName::from_static(name), value)).collect())
-}
-
 /// A server's append: the body as a text, under the id that it came with (4.5).
 fn record(body: &[u8], part: Option<&str>) -> Result<Bytes, HttpError> {
     let text = json!(String::from_utf8_lossy(body));
@@ -486,6 +468,8 @@ fn json_response(status: StatusCode, body: &'static str) -> Response<Body> {
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
 }
+
+mod writers;
 
 #[cfg(test)]
 mod tests;

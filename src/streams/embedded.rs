@@ -25,7 +25,7 @@ use s2_common::stream::{
     AppendInput, AppendRecord, AppendRecordParts, ReadBatch, ReadEnd, ReadFrom, ReadSessionOutput,
     ReadStart, StreamName,
 };
-use s2_lite::backend::error::{AppendError, ReadError};
+use s2_lite::backend::error::{AppendError, ProvisionBasinError, ReadError};
 use s2_lite::backend::{Backend, bgtasks};
 use slatedb::config::{GarbageCollectorDirectoryOptions, GarbageCollectorOptions};
 use slatedb::db_cache::foyer::{FoyerCache, FoyerCacheOptions};
@@ -68,6 +68,8 @@ const AHEAD: usize = 2;
 pub struct Embedded {
     settings: StoreSettings,
     opened: RwLock<Option<Opened>>,
+    /// Why it is not open.
+    trouble: Mutex<Option<String>>,
     /// Held by whoever opens it.
     opening: tokio::sync::Mutex<Opening>,
     /// Made with the first use: a gateway that has no streams has no threads for them.
@@ -102,6 +104,7 @@ impl Embedded {
         Embedded {
             settings,
             opened: RwLock::default(),
+            trouble: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
             runtime: Mutex::default(),
         }
@@ -113,6 +116,18 @@ impl Embedded {
             // It says why not, and is asked again by whoever needs it.
             let _ = self.open().await;
         }
+    }
+
+    /// See [`super::Store::trouble`].
+    pub fn trouble(&self) -> Option<String> {
+        let closed = || Some("it was closed".to_owned());
+        self.trouble.lock().clone().or_else(|| {
+            let opened = self.opened.read();
+            opened
+                .as_ref()
+                .filter(|opened| opened.backend.db_status().is_err())
+                .and_then(|_| closed())
+        })
     }
 
     /// See [`super::Store::close`].
@@ -277,11 +292,12 @@ impl Embedded {
         let work = async move {
             let mut attempt = 0;
             loop {
-                let mode = ProvisionMode::Ensure;
+                // As it is, if it is there: its settings may be somebody's who changed them.
+                let mode = ProvisionMode::CreateOnly { request_token: None };
                 let done = backend.provision_basin(name.clone(), config.clone(), mode).await;
                 attempt += 1;
                 match done {
-                    Ok(_) => return Ok(()),
+                    Ok(_) | Err(ProvisionBasinError::BasinAlreadyExists(_)) => return Ok(()),
                     Err(error) if attempt == ATTEMPTS => return Err(error),
                     Err(_) => {}
                 }
@@ -316,11 +332,16 @@ impl Embedded {
             Ok(opened) => {
                 tracing::info!(directory = %self.settings.directory.display(), "the stream store is open");
                 opening.failed = None;
+                *self.trouble.lock() = None;
                 *self.opened.write() = Some(opened.clone());
                 Ok(opened)
             }
             Err(error) => {
-                tracing::warn!(%error, "the stream store could not be opened");
+                let (StoreError::Unavailable(why) | StoreError::Refused(why)) = &error;
+                // It is tried again and again.
+                if self.trouble.lock().replace(why.clone()).as_ref() != Some(why) {
+                    tracing::warn!(why, "the stream store could not be opened");
+                }
                 opening.failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }

@@ -12,11 +12,18 @@ mod frames;
 mod hub;
 #[cfg(all(test, feature = "embedded"))]
 mod hub_tests;
+mod remote;
+mod remote_events;
+mod remote_tokens;
 mod secret;
+mod service;
 mod store;
 
 pub use batch::{Batch, BatchBuilder};
 pub use frames::{DONE, Frames, ping};
 pub use hub::{Hub, Next, Reader};
+pub use remote::{Remote, RemoteError, RemoteSettings, Token};
+pub use remote_tokens::WriterTokens;
 pub use secret::{Secret, SecretError};
+pub use service::ServiceTokens;
 pub use store::{Event, Position, Reading, Start, Store, StoreError, StoreSettings, StreamId};

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::batch::Batch;
 #[cfg(feature = "embedded")]
 use super::embedded::Embedded;
+use super::remote::{Remote, RemoteError, RemoteSettings};
 
 /// One stream of a basin.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,6 +81,8 @@ pub enum Store {
     /// In this process, on local disk.
     #[cfg(feature = "embedded")]
     Embedded(Arc<Embedded>),
+    /// An S2 elsewhere.
+    Remote(Arc<Remote>),
     /// There is none.
     Absent,
 }
@@ -97,11 +100,27 @@ impl Store {
         Store::Absent
     }
 
+    /// An S2 elsewhere.
+    pub fn elsewhere(settings: RemoteSettings) -> Result<Store, RemoteError> {
+        Ok(Store::Remote(Arc::new(Remote::new(settings)?)))
+    }
+
+    /// What is wrong with it, as far as that is known.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "embedded")]
+            Store::Embedded(store) => store.trouble(),
+            Store::Remote(store) => store.trouble(),
+            Store::Absent => Some("this program is built without a store".to_owned()),
+        }
+    }
+
     /// Appends one record without headers, and returns once it is durable.
     pub async fn append(&self, stream: &StreamId, body: Bytes) -> Result<(), StoreError> {
         match self {
             #[cfg(feature = "embedded")]
             Store::Embedded(store) => store.append(stream, body).await,
+            Store::Remote(store) => store.append(stream, body).await,
             Store::Absent => absent(stream, body),
         }
     }
@@ -116,6 +135,7 @@ impl Store {
         match self {
             #[cfg(feature = "embedded")]
             Store::Embedded(store) => store.read(stream, start, follow).await,
+            Store::Remote(store) => store.read(stream, start, follow).await,
             Store::Absent => absent(stream, (start, follow)),
         }
     }
@@ -129,15 +149,19 @@ impl Store {
         match self {
             #[cfg(feature = "embedded")]
             Store::Embedded(store) => store.serve(basin, request).await,
+            // Writers are sent there, and nobody here stands in between.
+            Store::Remote(_) => Err(StoreError::Refused("streams are kept elsewhere".to_owned())),
             Store::Absent => absent(basin, request),
         }
     }
 
-    /// Opens a store that was there before, so that it looks after its retention also if nobody asks.
+    /// Opens a store that was there before, so that it looks after its retention also if nobody asks;
+    /// asks one elsewhere whether it answers.
     pub async fn wake(&self) {
         match self {
             #[cfg(feature = "embedded")]
             Store::Embedded(store) => store.wake().await,
+            Store::Remote(store) => store.probe().await,
             Store::Absent => {}
         }
     }
@@ -147,7 +171,7 @@ impl Store {
         match self {
             #[cfg(feature = "embedded")]
             Store::Embedded(store) => store.close().await,
-            Store::Absent => {}
+            Store::Remote(_) | Store::Absent => {}
         }
     }
 }

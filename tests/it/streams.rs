@@ -1,9 +1,13 @@
 //! Streams v2: written by the real SDKs through S2's append session, read as server-sent events.
 
 mod access;
+mod elsewhere;
+mod readiness;
 mod resumed;
+mod revoked;
 mod routes;
 mod s2;
+mod webapp;
 
 use serde_json::json;
 

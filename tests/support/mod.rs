@@ -12,6 +12,7 @@ pub mod process;
 pub mod program;
 pub mod redis;
 pub mod runs;
+pub mod s2;
 pub mod scratch;
 pub mod seed;
 pub mod stream;

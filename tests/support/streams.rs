@@ -1,8 +1,11 @@
 //! A gateway with a stream store of its own, and what tests do with it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use runwire::dev::{RunSpec, trigger_run};
+use runwire::streams::Secret;
+use runwire::streams::access::{Authority, Grant, Issuer, Operation};
 use serde_json::{Value, json};
 
 use super::cluster::{Database, fresh_database};
@@ -87,6 +90,36 @@ impl Stand {
         let keys = sqlx::query_scalar(sql).bind(run).fetch_one(&self.database.pool).await;
         keys.expect("a run")
     }
+}
+
+/// What the gateway signs tokens with.
+pub fn issuer() -> Issuer {
+    Issuer::new(Secret::of(SECRET), Vec::new(), Duration::from_secs(60))
+}
+
+/// What opens these streams for a minute, on the word of production's key.
+pub fn grant(prefix: &str, operations: &[Operation]) -> Grant {
+    Grant {
+        authority: Authority::Key(basis(runwire::dev::seed::SEEDED.production.secret_key)),
+        environment: "env_prod".to_owned(),
+        basin: "trigger-realtime".to_owned(),
+        prefix: prefix.to_owned(),
+        auto_prefix: None,
+        operations: operations.to_vec(),
+        expires_at: SystemTime::now() + Duration::from_secs(60),
+    }
+}
+
+/// What a root key's tokens rest on.
+pub fn basis(key: &str) -> String {
+    let digest = runwire::replication::keys::digest(key);
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("root:{digest}")
+}
+
+/// Where a stream's records are, below `/s2/v1`.
+pub fn records_of(stream: &str) -> String {
+    format!("/streams/{}/records", utf8_percent_encode(stream, NON_ALPHANUMERIC))
 }
 
 /// A directory of the calling test's own.

@@ -1,3 +1,5 @@
+use axum::http::HeaderName;
+
 use super::*;
 
 fn headers(name: &'static str, value: &'static str) -> HeaderMap {

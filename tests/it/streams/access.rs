@@ -2,26 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use runwire::streams::Secret;
-use runwire::streams::access::{Grant, Issuer, Operation};
+use runwire::streams::access::{Authority, Grant, Issuer, Operation};
 use serde_json::json;
 
-use crate::support::streams::{SECRET, SOON, Stand, order, records};
-
-fn issuer() -> Issuer {
-    Issuer::new(Secret::of(SECRET), Vec::new(), Duration::from_secs(60))
-}
-
-fn grant(prefix: &str, operations: &[Operation]) -> Grant {
-    Grant {
-        environment: "env_prod".to_owned(),
-        basin: "trigger-realtime".to_owned(),
-        prefix: prefix.to_owned(),
-        operations: operations.to_vec(),
-        expires_at: SystemTime::now() + Duration::from_secs(60),
-    }
-}
+use crate::support::streams::{SOON, Stand, basis, grant, issuer, order, records, records_of};
 
 struct Asked<'a> {
     stand: &'a Stand,
@@ -41,10 +26,6 @@ impl Asked<'_> {
         };
         request.send().await.expect("an answer").status().as_u16()
     }
-}
-
-fn records_of(stream: &str) -> String {
-    format!("/streams/{}/records", utf8_percent_encode(stream, NON_ALPHANUMERIC))
 }
 
 #[tokio::test]
@@ -105,6 +86,12 @@ async fn what_is_no_good_token_opens_nothing() {
     assert_eq!(post.status(&issuer().issue(&good).unwrap(), &path).await, 200);
     let past = SystemTime::now() - Duration::from_secs(2);
     let expired = Grant { expires_at: past, ..good.clone() };
+    let resting_on = |basis: &str, environment: &str| Grant {
+        authority: Authority::Key(basis.to_owned()),
+        environment: environment.to_owned(),
+        ..good.clone()
+    };
+    let service = Grant { authority: Authority::Service("0".repeat(64)), ..good.clone() };
     let forged = Issuer::new(Secret::of("another secret, as long as it"), vec![], SOON);
     for (token, status) in [
         (String::new(), 401),
@@ -112,6 +99,10 @@ async fn what_is_no_good_token_opens_nothing() {
         (stand.key().to_owned(), 401),
         (issuer().issue(&expired).unwrap(), 401),
         (forged.issue(&good).unwrap(), 401),
+        (issuer().issue(&resting_on(&basis("tr_prod_unknown"), "env_prod")).unwrap(), 401),
+        (issuer().issue(&resting_on(&basis(stand.key()), "env_rival")).unwrap(), 401),
+        (issuer().issue(&resting_on("root", "env_prod")).unwrap(), 401),
+        (issuer().issue(&service).unwrap(), 401),
         (issuer().issue(&grant(&prefix, &[Operation::Read])).unwrap(), 403),
         (issuer().issue(&grant(&prefix, &[])).unwrap(), 403),
         (issuer().issue(&grant("", &[Operation::Append])).unwrap(), 403),

@@ -1,13 +1,10 @@
 //! S2's own client, of the version that the SDK loads, against our S2 routes.
 
-use std::time::{Duration, SystemTime};
-
-use runwire::streams::Secret;
-use runwire::streams::access::{Grant, Issuer, Operation};
+use runwire::streams::access::Operation;
 use serde_json::json;
 
 use crate::support::npm::Client;
-use crate::support::streams::{SECRET, SOON, Stand, records};
+use crate::support::streams::{SOON, Stand, grant, issuer, records};
 
 #[tokio::test]
 async fn the_client_of_s2_writes_in_its_three_ways_and_reads() {
@@ -15,15 +12,8 @@ async fn the_client_of_s2_writes_in_its_three_ways_and_reads() {
     let run = stand.run().await;
     let headers = stand.create(&run, "ai").await;
     let header = |name: &str| headers[name].to_str().unwrap();
-    let grant = Grant {
-        environment: "env_prod".to_owned(),
-        basin: header("x-s2-basin").to_owned(),
-        prefix: format!("org/org_acme/env/prod/env_prod/runs/{run}/"),
-        operations: vec![Operation::Read],
-        expires_at: SystemTime::now() + Duration::from_secs(60),
-    };
-    let issuer = Issuer::new(Secret::of(SECRET), vec![], SOON);
-    let reads = issuer.issue(&grant).unwrap();
+    let prefix = format!("org/org_acme/env/prod/env_prod/runs/{run}/");
+    let reads = issuer().issue(&grant(&prefix, &[Operation::Read])).unwrap();
     let env = [
         ("ENDPOINT", header("x-s2-endpoint")),
         ("TOKEN", header("x-s2-access-token")),
