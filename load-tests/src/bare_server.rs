@@ -88,7 +88,7 @@ pub fn serve(settings: &Settings) -> Result<()> {
 }
 
 /// Listens as Runwire does.
-fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
+pub fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.set_send_buffer_size(SOCKET_BUFFER)?;
