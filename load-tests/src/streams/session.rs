@@ -87,7 +87,21 @@ impl Session {
         let records = bodies.into_iter().map(record).collect();
         let input = AppendInput { records, ..AppendInput::default() };
         let frame = SessionMessage::regular(CompressionAlgorithm::None, &input)?.encode();
-        self.frames.send(frame).await.context("the session has ended")
+        if self.frames.send(frame).await.is_err() {
+            // Which is told a moment later, if at all.
+            self.ended().await?;
+        }
+        Ok(())
+    }
+
+    /// Says why it was ended.
+    async fn ended(&self) -> Result<()> {
+        let mut acknowledged = self.acknowledged.clone();
+        let ended = acknowledged.wait_for(|count| count.is_err()).await;
+        match ended.as_deref() {
+            Ok(Err(error)) => bail!("the session was ended: {error}"),
+            _ => bail!("the session was ended"),
+        }
     }
 
     /// Waits until so many records of this session are acknowledged.

@@ -69,9 +69,14 @@ async fn write(
 ) -> Result<()> {
     let mut sessions = Vec::new();
     for leaves in plan.leaves.chunks(PER_CONNECTION) {
-        let mut connection = connect(leaves.first().context("no stream")?).await?;
+        let connection = connect(leaves.first().context("no stream")?).await?;
+        let mut opening = JoinSet::new();
         for leave in leaves {
-            sessions.push(Session::open(&mut connection, leave).await?);
+            let (mut connection, leave) = (connection.clone(), leave.clone());
+            opening.spawn(async move { Session::open(&mut connection, &leave).await });
+        }
+        while let Some(session) = opening.join_next().await {
+            sessions.push(session??);
         }
     }
     let _ = opened.send(());

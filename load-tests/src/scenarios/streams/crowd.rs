@@ -78,12 +78,13 @@ async fn highest(options: &Streams, stand: &Stand) -> Result<(f64, Measured)> {
         };
         let borne = found.latency.p99 < LATE;
         eprintln!(
-            "{:?}, {rate:.1} chunks/s: p50 {:.0} p99 {:.0} ms, {:.0} deliveries/s, {:.0} per core",
+            "{:?}, {rate:.1} chunks/s: p50 {:.0} p99 {:.0} ms, {:.0} deliveries/s, {:.0} per core; client {:.0} %",
             stand.side,
             found.latency.p50,
             found.latency.p99,
             found.per_second(),
-            found.per_core()
+            found.per_core(),
+            found.client_share() * 100.0
         );
         search.tell(rate, borne);
         if borne && best.as_ref().is_none_or(|(before, _)| *before < rate) {

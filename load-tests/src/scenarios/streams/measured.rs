@@ -65,6 +65,11 @@ impl Measured {
         self.spent.server.as_secs_f64() * 1e6 / self.deliveries.max(1) as f64
     }
 
+    /// How busy readers and writers were, who have one core.
+    pub fn client_share(&self) -> f64 {
+        self.spent.client.as_secs_f64() / self.wall.max(1e-9)
+    }
+
     /// Deliveries for a second of the server's CPU.
     pub fn per_core(&self) -> f64 {
         self.deliveries as f64 / self.spent.server.as_secs_f64().max(0.01)
@@ -72,7 +77,7 @@ impl Measured {
 }
 
 /// The columns of [`row`].
-pub const COLUMNS: [&str; 10] = [
+pub const COLUMNS: [&str; 11] = [
     "server",
     "N",
     "chunks/s of a stream",
@@ -81,6 +86,7 @@ pub const COLUMNS: [&str; 10] = [
     "deliveries/s",
     "server CPU, ms per 1,000 deliveries",
     "deliveries per second of a core",
+    "client CPU, % of a core",
     "other CPU, max",
     "events",
 ];
@@ -97,6 +103,7 @@ pub fn row(report: &mut Report, side: Side, n: usize, rate: f64, trials: &[Measu
         format!("{:.0}", median(all(Measured::per_second))),
         middle_and_range(all(Measured::per_thousand), 1),
         format!("{:.0}", median(all(Measured::per_core))),
+        format!("{:.0}", median(all(Measured::client_share)) * 100.0),
         others(trials.iter().map(|t| t.spent.others)),
         events(trials.iter().map(|t| (&t.faults, 0))),
     ]);
