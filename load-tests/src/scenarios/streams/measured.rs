@@ -38,8 +38,8 @@ impl Measured {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let before = stand.parties.read()?;
         let began = now();
-        let (written, reached) = tokio::join!(writing.go(), tally.reach(goal, LIMIT));
-        written?;
+        let reached = async { anyhow::Ok(tally.reach(goal, LIMIT).await) };
+        let ((), reached) = tokio::try_join!(writing.go(), reached)?;
         let spent = stand.parties.since(&before)?;
         let faults = tally.faults();
         if !reached && faults.failed == 0 {
