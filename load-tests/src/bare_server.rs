@@ -32,7 +32,7 @@ const SOCKET_BUFFER: u32 = 64 * 1024;
 /// What Runwire allows an HTTP/2 connection: streams at once, bytes of bodies, unsent bytes of an answer.
 const MAX_STREAMS: u32 = 1_000;
 const STREAM_WINDOW: u32 = 16 * 1024;
-const CONNECTION_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const SEND_BUFFER: usize = 16 * 1024;
 
 /// A feed: its newest answer and those who wait for the next.
@@ -88,7 +88,7 @@ pub fn serve(settings: &Settings) -> Result<()> {
 }
 
 /// Listens as Runwire does.
-fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
+pub fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.set_send_buffer_size(SOCKET_BUFFER)?;

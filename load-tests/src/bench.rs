@@ -107,6 +107,7 @@ impl Bench {
             scratch: self.scratch.path(),
             core: self.server_core,
             hold: None,
+            environment: &[],
         }
     }
 

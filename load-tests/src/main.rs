@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 mod answer;
+mod aside;
 mod bare_server;
 mod bench;
 mod calibration;
@@ -25,6 +26,7 @@ mod runs;
 mod scenarios;
 mod server;
 mod statistics;
+mod streams;
 mod subscriber;
 mod token;
 mod trial;
@@ -37,6 +39,7 @@ use bench::{Bench, Gateway};
 use database::Settings;
 use options::{Cli, Command, Common};
 use report::Report;
+use s2_lite::server::LiteArgs;
 use server::Scratch;
 
 #[global_allocator]
@@ -44,8 +47,11 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> Result<()> {
     let Cli { command, common } = Cli::parse();
-    if let Command::Bare(settings) = &command {
-        return bare_server::serve(settings);
+    match &command {
+        Command::Bare(settings) => return bare_server::serve(settings),
+        Command::BareEvents => return streams::bare::serve(),
+        Command::Lite(settings) => return streams::lite::serve(LiteArgs::clone(settings)),
+        _ => {}
     }
     // Before the first thread, which would otherwise stay where it is.
     cores::pin_this_thread(common.client_core)?;
@@ -117,7 +123,10 @@ async fn measure(command: &Command, bench: &Bench, report: &mut Report) -> Resul
         Command::Walsender(walsender) => walsender.run(bench, report).await,
         Command::Intake(intake) => intake.run(bench, report),
         Command::Backlog(backlog) => backlog.run(bench, report).await,
-        Command::All | Command::Bare(_) => bail!("not a scenario"),
+        Command::Streams(streams) => streams.run(bench, report).await,
+        Command::All | Command::Bare(_) | Command::BareEvents | Command::Lite(_) => {
+            bail!("not a scenario")
+        }
     }
 }
 

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use s2_lite::server::LiteArgs;
 
 use crate::bare_server;
 use crate::scenarios::{
-    aborts, backlog, cold, deliveries, door, flood, idle, index, intake, lone, polls, updates,
-    walsender,
+    aborts, backlog, cold, deliveries, door, flood, idle, index, intake, lone, polls, streams,
+    updates, walsender,
 };
 
 /// Measures Runwire beside a bare hyper server, on loopback, with a throw-away Postgres.
@@ -55,11 +56,19 @@ pub enum Command {
     Intake(intake::Intake),
     /// A backlog that grew while Runwire was down, and a restart on a full window
     Backlog(backlog::Backlog),
+    /// Streams: append to reader, crowds of readers, catching up, memory; beside plain s2-lite
+    Streams(streams::Streams),
     /// Everything that goes into docs/BENCHMARKS.md, one command after another
     All,
     /// The bare server itself; started by the other commands
     #[command(hide = true)]
     Bare(bare_server::Settings),
+    /// A bare server of events; started by `streams`
+    #[command(hide = true)]
+    BareEvents,
+    /// Plain s2-lite; started by `streams`
+    #[command(hide = true)]
+    Lite(Box<LiteArgs>),
 }
 
 #[derive(Args, Clone)]
@@ -91,7 +100,7 @@ pub struct Common {
 }
 
 /// What `all` runs. Where a line says `--repeat`, it is not repeated more often than that.
-pub const ALL: [&str; 21] = [
+pub const ALL: [&str; 22] = [
     "walsender",
     "fanout --subscribers 1,100,1000 --updates 60",
     "fanout --subscribers 10000",
@@ -113,6 +122,7 @@ pub const ALL: [&str; 21] = [
     "index",
     "intake",
     "backlog --repeat 1",
+    "streams",
 ];
 
 impl Command {

@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cores::on_core;
+use crate::streams::stand::lite_command;
 
 /// How long a server may take to come up and to go down.
 const START_LIMIT: Duration = Duration::from_secs(300);
@@ -44,6 +45,8 @@ pub struct Runwire<'a> {
     pub core: usize,
     /// How long it holds a poll that nothing is new for, if not as long as it does by itself.
     pub hold: Option<Duration>,
+    /// Settings beyond these.
+    pub environment: &'a [(&'static str, String)],
 }
 
 impl Runwire<'_> {
@@ -64,6 +67,7 @@ impl Runwire<'_> {
             .env("RUNWIRE_DATA_DIR", self.scratch.join("data"))
             .env_remove("DIRECT_URL")
             .env_remove("RUNWIRE_REPLICATION_URL")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
@@ -92,15 +96,25 @@ impl Runwire<'_> {
 
 /// Starts the bare server, which is this program under another command.
 pub fn start_bare(answer: &Path, feeds: usize, http2: bool, core: usize) -> Result<Server> {
-    let program = std::env::current_exe()?;
-    let began = Instant::now();
-    let mut command = Command::new(program);
+    let mut command = Command::new(std::env::current_exe()?);
     command
         .args(["bare", "--listen", "127.0.0.1:0", "--feeds", &feeds.to_string(), "--answer"])
         .arg(answer)
-        .args(http2.then_some("--http2"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
+        .args(http2.then_some("--http2"));
+    start_self(command, core)
+}
+
+/// Starts the bare server of events.
+pub fn start_bare_events(core: usize) -> Result<Server> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("bare-events");
+    start_self(command, core)
+}
+
+/// Starts this program as a server that says where it listens.
+fn start_self(mut command: Command, core: usize) -> Result<Server> {
+    let began = Instant::now();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = on_core(core, || command.spawn().context("starting the bare server"))?;
     let mut line = String::new();
     if let Some(output) = child.stdout.take() {
@@ -110,6 +124,25 @@ pub fn start_bare(answer: &Path, feeds: usize, http2: bool, core: usize) -> Resu
     let ready_after = began.elapsed();
     let mut server = Server { child, address: free_address()?, admin: None, ready_after };
     server.address = address.context("the bare server did not say where it listens")?;
+    Ok(server)
+}
+
+/// Starts plain s2-lite on this directory, and waits until it is healthy.
+pub fn start_lite(directory: &Path, flush: &str, core: usize) -> Result<Server> {
+    let (began, address) = (Instant::now(), free_address()?);
+    let mut command = lite_command(directory, flush, address.port())?;
+    let child = on_core(core, || command.spawn().context("starting s2-lite"))?;
+    let mut server = Server { child, address, admin: None, ready_after: Duration::ZERO };
+    while !ask(address, "/health").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+        if let Some(status) = server.child.try_wait()? {
+            bail!("s2-lite ended with {status}: {}", last_lines(&directory.join("log")));
+        }
+        if began.elapsed() > START_LIMIT {
+            bail!("s2-lite is not healthy after {START_LIMIT:?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    server.ready_after = began.elapsed();
     Ok(server)
 }
 

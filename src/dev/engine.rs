@@ -1,7 +1,8 @@
 //! The simulated engine behind `runwire dev`: keeps triggering runs and walks them through their
 //! lives.
 
-pub(super) mod answer;
+#[cfg(feature = "embedded")]
+mod answer;
 mod life;
 mod upkeep;
 
@@ -15,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::seed::Environment;
+
+/// The key of the stream that the example run answers on.
+pub(super) const ANSWER: &str = "answer";
 
 /// How busy the engine is.
 #[derive(Clone, Debug)]
@@ -74,6 +78,7 @@ impl Engine {
         let world = World { pool, environment, settings, stopping: stopping.clone() };
         tasks.spawn(trigger(world.clone(), tasks.clone()));
         tasks.spawn(upkeep::trim(world.clone()));
+        #[cfg(feature = "embedded")]
         if let Some((run, gateway)) = world.settings.answering.clone() {
             tasks.spawn(answer::speak(world.clone(), gateway, run));
         }

@@ -2,6 +2,8 @@
 //! seed, and an engine that keeps runs moving. Behind `runwire dev`, and under the tests.
 
 mod account;
+#[cfg(feature = "embedded")]
+mod append_session;
 pub mod batch;
 pub mod binaries;
 mod command;

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::json;
 
-use super::engine::answer::KEY;
+use super::engine::ANSWER;
 use super::seed::{Environment, Seeded};
 
 /// How long the public token is good for, in seconds.
@@ -25,7 +25,7 @@ impl Welcome<'_> {
     pub(super) fn text(&self, seeded: &Seeded) -> Result<String, jsonwebtoken::errors::Error> {
         let (url, admin) = (base_url(self.address), base_url(self.admin_address));
         let (key, run, batch) = (seeded.production.secret_key, seeded.run, seeded.batch);
-        let stream = KEY;
+        let stream = ANSWER;
         let token = public_token(&seeded.production)?;
         let database = self.database_url;
         let end = match self.kept {
@@ -68,7 +68,7 @@ for await (const run of runs.subscribeToRun("{run}")) {{
 
 That run, a tag and a batch on one page, with React's hooks, once `npm ci && npm run dev` runs in examples/react:
 
-http://127.0.0.1:5173/?baseURL={url}&run={run}&tag=user:1&batch={batch}&accessToken={token}
+http://127.0.0.1:5173/?baseURL={url}&run={run}&stream={stream}&tag=user:1&batch={batch}&accessToken={token}
 
 {end}
 "#

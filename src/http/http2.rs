@@ -27,9 +27,11 @@ use super::listen::{Answers, Peer};
 /// Requests that one connection may have at work at once; clients keep more back.
 const MAX_STREAMS: u32 = 1_000;
 /// What a client may send of bodies before we have read it, per request and per connection, in bytes.
-/// Requests have no bodies worth reading.
+/// Requests have no bodies worth reading, but for the sessions of those who write streams. Half of the
+/// connection's is what h2 bears of the overhead of small unread frames (a chunk of a few words counts as
+/// some 200 bytes) before it gives the connection up, with all of its sessions.
 const STREAM_WINDOW: u32 = 16 * 1024;
-const CONNECTION_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// What of one answer is taken from its body before the client has room for it, in bytes.
 const SEND_BUFFER: usize = 16 * 1024;
 /// A client is asked this often whether it is there, and given up when it does not say so in time.

@@ -21,7 +21,9 @@ devtools.on("Network.requestWillBeSent", ({ requestId: id, request }) => {
   const { pathname: path, searchParams } = new URL(request.url);
   if (!path.startsWith("/realtime/")) return;
   statuses.set(id, undefined);
-  tell("asked", { id, method: request.method, path, query: Object.fromEntries(searchParams) });
+  const headers = Object.entries(request.headers).map(([name, value]) => [name.toLowerCase(), value]);
+  const lastEventId = Object.fromEntries(headers)["last-event-id"];
+  tell("asked", { id, method: request.method, path, query: Object.fromEntries(searchParams), lastEventId });
 });
 devtools.on("Network.responseReceived", ({ requestId: id, response }) => {
   if (statuses.has(id)) statuses.set(id, response.status);
@@ -48,10 +50,12 @@ await page.evaluateOnNewDocument(() => {
     progress: card.querySelector("progress")?.value ?? null,
     tags: [...card.querySelectorAll(".tag")].map((tag) => tag.textContent),
   });
+  const parts = (stream) => [stream.dataset.stream, [...stream.children].map((part) => part.textContent)];
   const feed = (section) => [
     section.dataset.feed,
     {
       runs: [...section.querySelectorAll("article")].map(run),
+      streams: Object.fromEntries([...section.querySelectorAll("[data-stream]")].map(parts)),
       error: section.querySelector(":scope > .error")?.textContent ?? null,
     },
   ];

@@ -3,6 +3,7 @@
 mod dev;
 mod hooks;
 mod refused;
+mod streams;
 mod tab;
 
 use runwire::dev::{Environment, RunSpec, trigger_batch};

@@ -13,6 +13,7 @@ mod dev_command;
 mod dev_engine;
 mod dev_postgres;
 mod dev_schema;
+mod docker;
 mod door;
 mod limits;
 mod list_feed;

@@ -2,6 +2,7 @@
 
 mod access;
 mod elsewhere;
+mod held_up;
 mod readiness;
 mod resumed;
 mod revoked;

@@ -29,6 +29,8 @@ pub struct Request {
     pub method: String,
     pub path: String,
     pub query: Value,
+    /// Where a stream is to go on.
+    pub last_event_id: Option<String>,
     /// `None` while it is under way.
     pub end: Option<End>,
 }
@@ -136,7 +138,9 @@ impl Tab {
             "asked" => {
                 let (id, method, path) = (text("id"), text("method"), text("path"));
                 let query = said["query"].clone();
-                self.requests.push(Request { id, method, path, query, end: None });
+                let last_event_id = said["lastEventId"].as_str().map(str::to_owned);
+                let request = Request { id, method, path, query, last_event_id, end: None };
+                self.requests.push(request);
                 return kind;
             }
             "answered" => End::Answered {
@@ -178,6 +182,18 @@ impl Tab {
         find(self.feed(feed)?, run)
     }
 
+    /// The parts of a stream that a feed's section shows now.
+    pub fn parts(&self, feed: &str, stream: &str) -> &[Value] {
+        self.shown.last().map_or(&[], |all| parts(all, feed, stream))
+    }
+
+    /// All that a feed's section has shown of a stream, each state once for as long as it was there.
+    pub fn history_of_parts(&self, feed: &str, stream: &str) -> Vec<&[Value]> {
+        let mut states: Vec<_> = self.shown.iter().map(|all| parts(all, feed, stream)).collect();
+        states.dedup();
+        states
+    }
+
     /// All that a feed's section has shown of a run, each state once for as long as it was there.
     pub fn history(&self, feed: &str, run: &str) -> Vec<&Value> {
         let mut states: Vec<_> =
@@ -189,6 +205,10 @@ impl Tab {
 
 fn find<'a>(feed: &'a Value, run: &str) -> Option<&'a Value> {
     feed["runs"].as_array()?.iter().find(|shown| shown["id"] == run)
+}
+
+fn parts<'a>(all: &'a Value, feed: &str, stream: &str) -> &'a [Value] {
+    all[feed]["streams"][stream].as_array().map_or(&[], Vec::as_slice)
 }
 
 /// The example as its users would deploy it.

@@ -121,6 +121,11 @@ impl Serving {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id().expect("it runs")
+    }
+
     /// A GET as clients of today send it.
     pub fn get(&self, path: &str, token: &str) -> reqwest::RequestBuilder {
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");

@@ -1,9 +1,9 @@
 import { TriggerAuthContext } from "@trigger.dev/react-hooks";
 
-import { BatchFeed, RunFeed, TagFeed } from "./feeds";
+import { BatchFeed, RunFeed, RunWithStreamsFeed, StreamFeed, TagFeed } from "./feeds";
 import { watched } from "./watched";
 
-const { baseURL, accessToken, run, tag, batch } = watched;
+const { baseURL, accessToken, run, stream, tag, batch } = watched;
 
 export function App() {
   return (
@@ -14,12 +14,13 @@ export function App() {
       </header>
       {accessToken ? (
         <main>
-          {run && <RunFeed run={run} />}
+          {run && (stream ? <RunWithStreamsFeed run={run} /> : <RunFeed run={run} />)}
+          {run && stream && <StreamFeed run={run} stream={stream} />}
           {tag && <TagFeed tags={tag.split(",")} />}
           {batch && <BatchFeed batch={batch} />}
         </main>
       ) : (
-        <p className="hint">Paste a public token, and name a run, a tag or a batch.</p>
+        <p className="hint">Paste a public token, and name a run (and a stream of it), a tag or a batch.</p>
       )}
     </TriggerAuthContext.Provider>
   );

@@ -1,7 +1,17 @@
-import { useRealtimeBatch, useRealtimeRun, useRealtimeRunsWithTag } from "@trigger.dev/react-hooks";
+import {
+  useRealtimeBatch,
+  useRealtimeRun,
+  useRealtimeRunsWithTag,
+  useRealtimeRunWithStreams,
+  useRealtimeStream,
+} from "@trigger.dev/react-hooks";
 import type { ReactNode } from "react";
 
+import { Parts } from "./Parts";
 import { RunCard } from "./RunCard";
+
+/** A page need not be drawn for every word of an answer. */
+const throttleInMs = 100;
 
 /** One run, from wherever it is now to its end. */
 export function RunFeed({ run: id }: { run: string }) {
@@ -9,6 +19,27 @@ export function RunFeed({ run: id }: { run: string }) {
   return (
     <Feed name="run" of={id} error={error}>
       {run && <RunCard run={run} />}
+    </Feed>
+  );
+}
+
+/** One run with all of its streams, as they appear. */
+export function RunWithStreamsFeed({ run: id }: { run: string }) {
+  const { run, streams, error } = useRealtimeRunWithStreams(id, { throttleInMs });
+  return (
+    <Feed name="run" of={id} error={error}>
+      {run && <RunCard run={run} />}
+      {Object.entries(streams).map(([key, parts]) => <Parts key={key} stream={key} parts={parts} />)}
+    </Feed>
+  );
+}
+
+/** One stream of a run, from its beginning until nothing has come for ten minutes. */
+export function StreamFeed({ run, stream }: { run: string; stream: string }) {
+  const { parts, error } = useRealtimeStream(run, stream, { throttleInMs, timeoutInSeconds: 600 });
+  return (
+    <Feed name="stream" of={stream} error={error}>
+      <Parts stream={stream} parts={parts} />
     </Feed>
   );
 }

@@ -9,6 +9,7 @@ export const watched = {
   baseURL: setting("baseURL", "VITE_BASE_URL") || "http://127.0.0.1:3040",
   accessToken: setting("accessToken", "VITE_ACCESS_TOKEN"),
   run: setting("run", "VITE_RUN"),
+  stream: setting("stream", "VITE_STREAM"),
   tag: setting("tag", "VITE_TAG"),
   batch: setting("batch", "VITE_BATCH"),
 };

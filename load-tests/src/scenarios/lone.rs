@@ -1,14 +1,14 @@
 //! Whether a lone subscriber suffers from a crowd: 10,000 on one tag that changes all the time, and one
 //! on a run that has nothing to do with it.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
+use crate::aside::Aside;
 use crate::bench::{Bench, Setting, Side, Turn};
 use crate::crowd::{AT_ONCE, Coming, fail_if_stuck, spawn};
 use crate::http1;
@@ -122,7 +122,12 @@ impl Lone {
         // Only the tag: the other run carries another.
         let on_tag = Layout { feeds: 1, ..layout };
         let coming = Coming { subscribers: crowd, layout: on_tag, at_once: AT_ONCE, streams: None };
-        let _crowd = Aside::start(Arc::clone(&many), coming)?;
+        let theirs = Arc::clone(&many);
+        let _crowd = Aside::start(async move |stopped| {
+            let mut subscribers = spawn(&theirs, coming);
+            let _ = stopped.await;
+            subscribers.shutdown().await;
+        })?;
         let subscriber = tokio::spawn(http1::subscribe(Arc::clone(&lone), Target::run(LONE)));
         fail_if_stuck(many.ledger.all_live(crowd, LIMIT).await, &many.ledger, "no crowd")?;
         fail_if_stuck(lone.ledger.all_live(1, LIMIT).await, &lone.ledger, "nobody alone")?;
@@ -165,37 +170,5 @@ impl Lone {
             spent,
             events: events(both.iter().map(|(faults, held_out)| (faults, *held_out))),
         })
-    }
-}
-
-/// Subscribers on a thread of their own, which gives way to everybody else on its core: what is to be
-/// seen is how the server treats the lone one, not how busy the clients are.
-struct Aside(Option<oneshot::Sender<()>>, Option<std::thread::JoinHandle<Result<()>>>);
-
-impl Aside {
-    fn start(crowd: Arc<Crowd>, coming: Coming) -> Result<Aside> {
-        let (stop, stopped) = oneshot::channel::<()>();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::spawn(move || {
-            let own = nix::unistd::gettid().to_string();
-            let renice = Command::new("renice").args(["-n", "19", "-p", &own]).output();
-            anyhow::ensure!(renice.is_ok_and(|done| done.status.success()), "renice failed");
-            runtime.block_on(async {
-                let mut subscribers = spawn(&crowd, coming);
-                let _ = stopped.await;
-                subscribers.shutdown().await;
-                Ok(())
-            })
-        });
-        Ok(Aside(Some(stop), Some(thread)))
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        drop(self.0.take());
-        if let Some(Ok(Err(error))) = self.1.take().map(std::thread::JoinHandle::join) {
-            eprintln!("the crowd's thread: {error:#}");
-        }
     }
 }

@@ -14,5 +14,6 @@ pub mod lone;
 pub mod polls;
 mod recorded;
 mod registration;
+pub mod streams;
 pub mod updates;
 pub mod walsender;

@@ -23,6 +23,12 @@ async fn the_url_that_dev_prints_shows_runs_in_every_section() {
     tab.until("runs", |tab| FEEDS.iter().all(|feed| shows(tab, feed))).await;
     let before = progress(&tab);
     tab.until("progress", |tab| progress(tab) != before).await;
+    let words = |tab: &Tab, feed: &str| {
+        let parts = tab.parts(feed, &query["stream"]).iter();
+        parts.filter_map(|part| part.as_str()).collect::<String>()
+    };
+    let said = |tab: &Tab, feed: &str| words(tab, feed).contains("A change commits in Postgres, ");
+    tab.until("the answer", |tab| ["run", "stream"].iter().all(|feed| said(tab, feed))).await;
     tab.close().await;
     dev.end("INT").await;
 }
