@@ -1,6 +1,7 @@
 //! Streams v2: written by the real SDKs through S2's append session, read as server-sent events.
 
 mod access;
+mod chain;
 mod resumed;
 mod routes;
 mod s2;
