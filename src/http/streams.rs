@@ -68,6 +68,7 @@ impl StreamSettings {
             store: StoreSettings {
                 directory: data.join("streams"),
                 flush: Duration::from_millis(5),
+                min_free: 0,
             },
             recent: 128 << 20,
         }
@@ -148,7 +149,7 @@ impl From<StreamRunsError> for HttpError {
 impl From<StoreError> for HttpError {
     fn from(error: StoreError) -> HttpError {
         match error {
-            StoreError::Unavailable(_) => HttpError::Unavailable,
+            StoreError::Unavailable(_) | StoreError::Full => HttpError::Unavailable,
             StoreError::Refused(why) => HttpError::Text(StatusCode::BAD_REQUEST, why.into()),
         }
     }

@@ -19,7 +19,7 @@ impl Stand {
         let name = format!("runwire-hub-{:016x}", rand::random::<u64>());
         let directory = std::env::temp_dir().join(name);
         let flush = Duration::from_millis(1);
-        let settings = StoreSettings { directory: directory.join("streams"), flush };
+        let settings = StoreSettings { directory: directory.join("streams"), flush, min_free: 0 };
         let stream = StreamId { basin: "basin-of-tests".into(), name: "a/b".into() };
         Stand { hub: Hub::new(Store::embedded(settings), recent), stream, directory }
     }

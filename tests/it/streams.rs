@@ -2,6 +2,7 @@
 
 mod access;
 mod chain;
+mod disk;
 mod resumed;
 mod routes;
 mod s2;

@@ -46,6 +46,9 @@ pub async fn append(
         match app.streams.store().append(&stream, record).await {
             Ok(()) => Ok(()),
             Err(StoreError::Unavailable(_)) => Err(HttpError::Unavailable),
+            Err(error @ StoreError::Full) => {
+                Err(HttpError::NotOk(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
+            }
             Err(StoreError::Refused(why)) => {
                 Err(HttpError::NotOk(StatusCode::INTERNAL_SERVER_ERROR, why))
             }

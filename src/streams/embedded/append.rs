@@ -19,6 +19,7 @@ impl Embedded {
         let record: AppendRecord = parts.try_into().map_err(refused)?;
         let (basin, name) = names(stream)?;
         let opened = self.in_basin(&basin).await?;
+        opened.room.require()?;
         let work = async move {
             for _ in 1..ATTEMPTS {
                 match append(&opened.backend, &basin, &name, record.clone()).await {

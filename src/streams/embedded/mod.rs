@@ -6,7 +6,10 @@
 mod append;
 mod open;
 mod read;
+mod room;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -20,9 +23,11 @@ use self::open::{Opened, Opening};
 use super::store::{StoreError, StoreSettings, StreamId};
 
 /// For how long an operation may keep its caller waiting.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
 /// Two who create the same stream at once get in each other's way; the second attempt finds it there.
 const ATTEMPTS: usize = 5;
+/// Threads for work on files.
+const FILES: usize = 16;
 /// Batches that a read is ahead of its reader.
 const AHEAD: usize = 2;
 
@@ -67,9 +72,7 @@ impl Embedded {
                 let _ = tokio::time::timeout(Duration::from_secs(3), close).await;
             }
         }
-        if let Some(runtime) = self.runtime.lock().take() {
-            runtime.shutdown_background();
-        }
+        self.end_threads();
         opening.lock = None;
     }
 
@@ -103,6 +106,15 @@ impl Embedded {
         Ok(AbortOnDropHandle::new(self.handle()?.spawn(work)))
     }
 
+    /// Ends the threads, and with them all that still runs on them. s2-lite's own upkeep would go on for
+    /// ever, and hold on to a store that is closed.
+    fn end_threads(&self) {
+        if let Some(runtime) = self.runtime.lock().take() {
+            // Not waited for: a file may be stuck.
+            runtime.shutdown_background();
+        }
+    }
+
     fn handle(&self) -> Result<Handle, StoreError> {
         let mut runtime = self.runtime.lock();
         if let Some(runtime) = &*runtime {
@@ -111,7 +123,7 @@ impl Embedded {
         // Half of the cores: the run feeds have the other half for themselves, whatever happens here.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut builder = Builder::new_multi_thread();
-        builder.worker_threads((cores / 2).max(1)).max_blocking_threads(16);
+        builder.worker_threads((cores / 2).max(1)).max_blocking_threads(FILES);
         let built = builder.thread_name("streams").enable_all().build().map_err(StoreError::of)?;
         let handle = built.handle().clone();
         *runtime = Some(built);

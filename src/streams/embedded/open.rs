@@ -18,6 +18,7 @@ use slatedb::config::{GarbageCollectorDirectoryOptions, GarbageCollectorOptions}
 use slatedb::db_cache::foyer::{FoyerCache, FoyerCacheOptions};
 use slatedb::object_store::local::LocalFileSystem;
 
+use super::room::Room;
 use super::{ATTEMPTS, Embedded, unavailable};
 use crate::streams::store::StoreError;
 
@@ -44,6 +45,7 @@ const REST: Duration = Duration::from_secs(1);
 pub(super) struct Opened {
     pub backend: Backend,
     pub routes: Router,
+    pub room: Room,
     /// Basins that are known to exist.
     basins: Arc<Mutex<HashSet<BasinName>>>,
 }
@@ -128,6 +130,7 @@ impl Embedded {
             Err(error) => {
                 tracing::warn!(%error, "the stream store could not be opened");
                 opening.failed = Some((Instant::now(), error.clone()));
+                self.end_threads();
                 Err(error)
             }
         }
@@ -147,12 +150,13 @@ impl Embedded {
             tracing::warn!(why = ?before.backend.db_status(), "the stream store was closed");
             // What it still holds; it has failed already.
             let _ = self.patiently(async move { before.backend.close().await }).await;
+            self.end_threads();
         }
         if opening.lock.is_none() {
             opening.lock = Some(self.lock()?);
         }
         let directory = self.settings.directory.clone();
-        let flush = self.settings.flush;
+        let (flush, min_free) = (self.settings.flush, self.settings.min_free);
         let work = async move {
             let files = LocalFileSystem::new_with_prefix(&directory).map_err(StoreError::of)?;
             let files = Arc::new(files.with_fsync(true));
@@ -165,7 +169,8 @@ impl Embedded {
             let backend = Backend::new(database, bytesize::ByteSize(APPENDS_IN_FLIGHT));
             bgtasks::spawn(&backend);
             let routes = s2_lite::handlers::v1::router().with_state(backend.clone());
-            Ok(Opened { backend, routes, basins: Arc::default() })
+            let room = Room::watch(directory, min_free);
+            Ok(Opened { backend, routes, room, basins: Arc::default() })
         };
         self.patiently(work).await?
     }
