@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::LivePlace;
-use crate::streams::{DONE, Frames, Next, Reader, ping};
+use crate::streams::{DONE, Frames, Next, Paced, Reader, ping};
 use crate::telemetry;
 
 /// How long a reader sees nothing before it is shown that the stream lives, at least and at most.
@@ -19,11 +19,15 @@ const QUIET: std::ops::Range<f64> = 5.0..15.0;
 
 /// The answer: what there is, then what comes, until nothing has come for `wait`.
 ///
-/// That alone ends it cleanly, since clients take a clean end for the stream's. A fault of the store, the
+/// With a `throttle` what comes is sent together, once in so long at most, event by event as it would be
+/// without: the first after quiet at once, and the end no later.
+///
+/// That time alone ends it cleanly, since clients take a clean end for the stream's. A fault of the store, the
 /// end of the credential and the drain break the connection off, so that clients resume.
 pub(super) fn events(
-    mut reader: Reader,
+    reader: Reader,
     wait: Duration,
+    throttle: Duration,
     expires_at: Option<SystemTime>,
     drain: CancellationToken,
     live: LivePlace,
@@ -34,6 +38,7 @@ pub(super) fn events(
     let body = async_stream::stream! {
         let _counted = counted;
         let mut frames = Frames::default();
+        let mut reader = Paced::new(reader, throttle);
         // Set once the reader has been at the end.
         let mut quiet: Option<Quiet> = None;
         loop {
@@ -55,7 +60,7 @@ pub(super) fn events(
                         yield Ok(data);
                     }
                     if quiet.is_some() {
-                        quiet = Some(Quiet::begin(wait));
+                        quiet = Some(Quiet::begin(reader.came(), wait));
                     }
                 }
                 Ok(Next::Nothing(tail)) => match &mut quiet {
@@ -65,12 +70,16 @@ pub(super) fn events(
                     }
                     None => {
                         yield Ok(ping(tail));
-                        quiet = Some(Quiet::begin(wait));
+                        quiet = Some(Quiet::begin(Instant::now(), wait));
                     }
-                    Some(quiet) if Instant::now() >= quiet.ends => {
-                        yield Ok(DONE);
-                        return;
-                    }
+                    Some(quiet) if Instant::now() >= quiet.ends => match reader.held_back() {
+                        None => {
+                            yield Ok(DONE);
+                            return;
+                        }
+                        Some(came) if came + wait > Instant::now() => quiet.ends = came + wait,
+                        Some(_) => reader.release(),
+                    },
                     Some(quiet) => {
                         yield Ok(ping(tail));
                         quiet.ping = next_ping();
@@ -98,8 +107,8 @@ struct Quiet {
 }
 
 impl Quiet {
-    fn begin(wait: Duration) -> Quiet {
-        Quiet { ends: Instant::now() + wait, ping: next_ping() }
+    fn begin(since: Instant, wait: Duration) -> Quiet {
+        Quiet { ends: since + wait, ping: next_ping() }
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::batch::Batch;
@@ -44,6 +45,8 @@ struct Tail {
     hub: Weak<Inner>,
     state: Arc<Mutex<State>>,
     changed: watch::Receiver<()>,
+    /// Is told once it has ended.
+    over: CancellationToken,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -55,6 +58,8 @@ struct State {
     all: Arc<Recent>,
     /// The next record's number, and when the last one was taken in.
     next: Position,
+    /// When the newest came here, if any has.
+    came: Option<Instant>,
     /// Whether the stream's end has been found.
     ready: bool,
     ended: Option<StoreError>,
@@ -171,13 +176,20 @@ impl Hub {
             bytes: 0,
             all: Arc::clone(&self.0.recent),
             next: Position::default(),
+            came: None,
             ready: false,
             ended: None,
         }));
+        let over = CancellationToken::new();
         let follow = follow(self.0.store.clone(), stream.clone(), Arc::clone(&state), notify);
-        let task = AbortOnDropHandle::new(tokio::spawn(follow));
+        let end = over.clone().drop_guard();
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            follow.await;
+            drop(end);
+        }));
         let hub = Arc::downgrade(&self.0);
-        let tail = Arc::new(Tail { stream: stream.clone(), hub, state, changed, _task: task });
+        let tail =
+            Arc::new(Tail { stream: stream.clone(), hub, state, changed, over, _task: task });
         tails.insert(stream, Arc::downgrade(&tail));
         metrics::gauge!(telemetry::STREAM_TAILS).set(tails.len() as f64);
         tail
@@ -210,6 +222,7 @@ async fn follow(
                     let mut state = state.lock();
                     state.next.seq_num = batch.last() + 1;
                     state.next.timestamp = batch.last_timestamp();
+                    state.came = Some(Instant::now());
                     state.push(batch);
                 }
                 Some(Ok(Event::Tail(tail))) => {
@@ -261,6 +274,24 @@ pub enum Next {
 }
 
 impl Reader {
+    /// Where the stream's end is, and when the newest record came, if one has since somebody reads it.
+    pub(super) fn tail(&self) -> (Position, Option<Instant>) {
+        let state = self.tail.state.lock();
+        (state.next, state.came)
+    }
+
+    /// Whether there is something that it has not been given.
+    pub(super) fn lacks(&self) -> bool {
+        self.at < self.tail.state.lock().next.seq_num
+    }
+
+    /// Waits for the end of its tail. Nothing else wakes it.
+    pub(super) async fn fault(&self) -> StoreError {
+        self.tail.over.cancelled().await;
+        let ended = self.tail.state.lock().ended.clone();
+        ended.unwrap_or_else(|| StoreError::Unavailable("the tail ended".to_owned()))
+    }
+
     /// What comes next: at once if there is something, else waiting for it `until` then.
     ///
     /// An error is the end of this reader.

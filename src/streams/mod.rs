@@ -12,11 +12,13 @@ mod frames;
 mod hub;
 #[cfg(all(test, feature = "embedded"))]
 mod hub_tests;
+mod paced;
 mod secret;
 mod store;
 
 pub use batch::{Batch, BatchBuilder};
 pub use frames::{DONE, Frames, ping};
 pub use hub::{Hub, Next, Reader};
+pub use paced::Paced;
 pub use secret::{Secret, SecretError};
 pub use store::{Event, Position, Reading, Start, Store, StoreError, StoreSettings, StreamId};

@@ -6,6 +6,7 @@ mod disk;
 mod resumed;
 mod routes;
 mod s2;
+mod throttle;
 
 use serde_json::json;
 

@@ -12,7 +12,7 @@ use super::require_v2;
 use crate::feed::Facts;
 use crate::http::error::HttpError;
 use crate::http::stream_events::events;
-use crate::http::subscribe::may_read_run;
+use crate::http::subscribe::{MAX_THROTTLE, may_read_run};
 use crate::http::{App, cors};
 use crate::runs::streams::{Lookup, Target};
 use crate::streams::Start;
@@ -54,7 +54,8 @@ pub async fn read(
         };
         let stream = app.streams.stream(environment, &run, &key)?;
         let reader = app.streams.hub.read(stream, start(&head.headers)).await?;
-        Ok(events(reader, wait, caller.expires_at, app.drain.clone(), live))
+        let throttle = throttle(caller.throttle, head.uri.query());
+        Ok(events(reader, wait, throttle, caller.expires_at, app.drain.clone(), live))
     };
     match opened.await {
         Ok(mut response) => {
@@ -86,6 +87,15 @@ fn wait(headers: &HeaderMap, otherwise: Duration) -> Result<Duration, HttpError>
         number if number > MAX_WAIT => refuse("Timeout seconds must be less than 600"),
         number => Ok(Duration::from_secs(number.unsigned_abs())),
     }
+}
+
+/// How long there is between two times that something is sent, at least: the token's claim wins over the
+/// query. What operators set for feeds is not for streams.
+fn throttle(claim: Option<Duration>, query: Option<&str>) -> Duration {
+    let mut pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let asked = pairs.find(|(name, _)| name == "throttleMs");
+    let asked = asked.and_then(|(_, text)| text.parse().ok()).map(Duration::from_millis);
+    claim.or(asked).unwrap_or_default().min(MAX_THROTTLE)
 }
 
 /// Where a reader begins: after the record that it had last, whose number is all that is looked at, so
@@ -131,6 +141,23 @@ mod tests {
         assert_eq!(text("601"), "Timeout seconds must be less than 600");
         assert_eq!(text("99999999999999999999"), "Timeout seconds must be less than 600");
         assert!(matches!(read("abc"), Err(HttpError::Internal)));
+    }
+
+    #[test]
+    fn the_token_says_how_often_and_else_the_query() {
+        let milliseconds = Duration::from_millis;
+        for (claim, query, expected) in [
+            (None, None, 0),
+            (None, Some("throttleMs=250"), 250),
+            (None, Some("a=b&throttleMs=x"), 0),
+            (None, Some("throttleMs=-1"), 0),
+            (None, Some("throttleMs=99999"), 10_000),
+            (Some(milliseconds(0)), Some("throttleMs=250"), 0),
+            (Some(milliseconds(100)), Some("throttleMs=250"), 100),
+            (Some(milliseconds(60_000)), None, 10_000),
+        ] {
+            assert_eq!(throttle(claim, query), milliseconds(expected), "{claim:?} {query:?}");
+        }
     }
 
     #[test]
