@@ -109,6 +109,8 @@ metric_names! {
     STREAM_CATCH_UPS = "runwire_stream_catch_ups_total";
     /// Readers cut by a fault of the store.
     STREAM_FAULTS = "runwire_stream_faults_total";
+    /// Recent chunks in memory, of all streams that are read, in bytes.
+    STREAM_RECENT_BYTES = "runwire_stream_recent_bytes";
     /// What is free on the disk of the stream store, in bytes.
     STREAM_FREE_BYTES = "runwire_stream_free_bytes";
 }
@@ -187,6 +189,7 @@ fn describe() {
     describe_gauge!(STREAM_READERS, "Readers of streams now");
     describe_counter!(STREAM_CATCH_UPS, "Readers that had to read the store");
     describe_counter!(STREAM_FAULTS, "Readers cut by a fault of the store");
+    describe_gauge!(STREAM_RECENT_BYTES, Unit::Bytes, "Recent chunks of streams in memory");
     describe_gauge!(STREAM_FREE_BYTES, Unit::Bytes, "What is free on the stream store's disk");
 }
 

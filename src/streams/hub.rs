@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use metrics::Gauge;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -33,10 +34,29 @@ struct Inner {
 }
 
 /// The recent records of all streams, in bytes.
-#[derive(Debug)]
 struct Recent {
     used: AtomicUsize,
     limit: usize,
+    shown: Gauge,
+}
+
+impl Recent {
+    /// Gives what all take now.
+    fn add(&self, bytes: usize) -> usize {
+        self.shown.increment(bytes as f64);
+        self.used.fetch_add(bytes, Ordering::Relaxed) + bytes
+    }
+
+    fn take(&self, bytes: usize) -> usize {
+        self.shown.decrement(bytes as f64);
+        self.used.fetch_sub(bytes, Ordering::Relaxed) - bytes
+    }
+}
+
+impl std::fmt::Debug for Recent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} of {} bytes", self.used, self.limit)
+    }
 }
 
 #[derive(Debug)]
@@ -69,14 +89,14 @@ impl State {
     fn push(&mut self, batch: Arc<Batch>) {
         let size = batch.size();
         self.bytes += size;
-        let mut all = self.all.used.fetch_add(size, Ordering::Relaxed) + size;
+        let mut all = self.all.add(size);
         self.batches.push_back(batch);
         // The newest stays in any case: those who wait for it need not read the store.
         while self.batches.len() > 1 && (self.bytes > RECENT || all > self.all.limit) {
             let Some(oldest) = self.batches.pop_front() else { break };
             let size = oldest.size();
             self.bytes -= size;
-            all = self.all.used.fetch_sub(size, Ordering::Relaxed) - size;
+            all = self.all.take(size);
         }
     }
 
@@ -97,7 +117,7 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        self.all.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.all.take(self.bytes);
     }
 }
 
@@ -113,7 +133,8 @@ enum After {
 impl Hub {
     /// A hub on this store, which keeps at most so many bytes of recent records.
     pub fn new(store: Store, recent: usize) -> Hub {
-        let recent = Arc::new(Recent { used: AtomicUsize::new(0), limit: recent });
+        let shown = metrics::gauge!(telemetry::STREAM_RECENT_BYTES);
+        let recent = Arc::new(Recent { used: AtomicUsize::new(0), limit: recent, shown });
         Hub(Arc::new(Inner { store, tails: Mutex::default(), recent }))
     }
 
@@ -233,7 +254,7 @@ async fn follow(
                         let forgotten: usize =
                             state.batches.drain(..).map(|each| each.size()).sum();
                         state.bytes -= forgotten;
-                        state.all.used.fetch_sub(forgotten, Ordering::Relaxed);
+                        state.all.take(forgotten);
                     }
                     state.next = tail;
                     state.ready = true;

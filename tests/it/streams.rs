@@ -3,6 +3,7 @@
 mod access;
 mod chain;
 mod disk;
+mod load;
 mod resumed;
 mod routes;
 mod s2;

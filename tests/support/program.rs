@@ -171,6 +171,15 @@ impl Serving {
         said.unwrap_or_else(|_| panic!("it never said {text}")).expect("it runs");
     }
 
+    /// The most memory that it has taken so far, in bytes.
+    pub fn peak(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.id().expect("it runs"));
+        let status = std::fs::read_to_string(path).expect("its status");
+        let peak =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split(' ').rev().nth(1));
+        peak.and_then(|peak| peak.trim().parse::<u64>().ok()).expect("its peak") << 10
+    }
+
     /// From now on it cannot write to a file beyond so many bytes; without a limit it can.
     pub async fn limit_files(&self, bytes: Option<u64>) {
         let pid = self.process.id().expect("it runs").to_string();

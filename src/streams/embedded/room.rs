@@ -88,7 +88,9 @@ fn look(directory: &Path, least: u64, bytes: &Gauge, tell: &watch::Sender<bool>)
 /// What may be used of the disk, in bytes; `None` if it does not say.
 fn free(directory: &Path) -> Option<u64> {
     let disk = nix::sys::statvfs::statvfs(directory).ok()?;
-    Some(u64::from(disk.blocks_available()).saturating_mul(u64::from(disk.fragment_size())))
+    #[allow(clippy::unnecessary_cast, reason = "what they are differs by platform")]
+    let (blocks, size) = (disk.blocks_available() as u64, disk.fragment_size() as u64);
+    Some(blocks.saturating_mul(size))
 }
 
 /// Once full, it is so until there is a little more: otherwise writers would come and go at the mark.

@@ -2,17 +2,25 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use parking_lot::RwLock;
 use slatedb::object_store::local::LocalFileSystem;
 
 use super::{Embedded, FILES};
 use crate::streams::store::{Event, Start, StoreError, StoreSettings, StreamId};
+
+struct Hanging(Arc<AtomicBool>);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
 
 struct Stand {
     store: Embedded,
@@ -30,13 +38,19 @@ impl Stand {
         Stand { store: Embedded::new(settings), directory, stream }
     }
 
-    /// Keeps all work on files waiting for as long as this gate is held, as a disk does that hangs.
-    fn hang(&self, gate: &Arc<RwLock<()>>) {
+    /// Keeps all work on files waiting for as long as what is returned lives, as a disk does that hangs.
+    fn hang(&self) -> Hanging {
+        let hangs = Arc::new(AtomicBool::new(true));
         let handle = self.store.handle().unwrap();
         for _ in 0..FILES {
-            let gate = Arc::clone(gate);
-            handle.spawn_blocking(move || drop(gate.read()));
+            let hangs = Arc::clone(&hangs);
+            handle.spawn_blocking(move || {
+                while hangs.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
         }
+        Hanging(hangs)
     }
 
     async fn append(&self, n: usize) -> Result<(), StoreError> {
@@ -92,12 +106,10 @@ const INPUT: [u8; 9] = [0, 0, 6, 0, 0x0a, 3, 0x1a, 1, b'x'];
 async fn a_disk_that_hangs_is_an_error_to_appends_in_time_and_none_afterwards() {
     let stand = Stand::new(0);
     stand.append(0).await.unwrap();
-    let gate = Arc::default();
-    let held = RwLock::write(&gate);
-    stand.hang(&gate);
+    let hanging = stand.hang();
     let error = stand.append(1).await.unwrap_err();
     assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("in time")), "{error}");
-    drop(held);
+    drop(hanging);
     stand.heals(2).await;
     // What was not acknowledged may have been taken.
     assert!((2..=3).contains(&stand.records().await));
@@ -110,9 +122,7 @@ async fn a_session_that_is_not_acknowledged_is_cut_and_one_that_owes_nothing_goe
     let mut quiet = stand.session(&INPUT).await.unwrap();
     assert!(quiet.next().await.unwrap().is_ok(), "an acknowledgement");
     let mut partly = stand.session(&INPUT[..5]).await.unwrap();
-    let gate = Arc::default();
-    let held = RwLock::write(&gate);
-    stand.hang(&gate);
+    let hanging = stand.hang();
     let mut stuck = stand.session(&INPUT).await.unwrap();
     let told = tokio::time::timeout(Duration::from_secs(15), stuck.next()).await;
     assert!(told.expect("it is told").unwrap().is_err());
@@ -120,7 +130,7 @@ async fn a_session_that_is_not_acknowledged_is_cut_and_one_that_owes_nothing_goe
         let silent = tokio::time::timeout(Duration::from_secs(1), session.next()).await;
         assert!(silent.is_err(), "{silent:?}");
     }
-    drop(held);
+    drop(hanging);
     stand.store.close().await;
 }
 
