@@ -113,6 +113,10 @@ metric_names! {
     STREAM_STORE_READY = "runwire_stream_store_ready";
     /// Writers' sessions that were reset, since their token or its key had ended.
     STREAM_SESSIONS_ENDED = "runwire_stream_sessions_ended_total";
+    /// Recent chunks in memory, of all streams that are read, in bytes.
+    STREAM_RECENT_BYTES = "runwire_stream_recent_bytes";
+    /// What is free on the disk of the stream store, in bytes.
+    STREAM_FREE_BYTES = "runwire_stream_free_bytes";
 }
 
 /// Installs the metrics recorder of this process, once, and describes every metric.
@@ -194,6 +198,8 @@ fn describe() {
         STREAM_SESSIONS_ENDED,
         "Writers' sessions reset as their token or its key ended"
     );
+    describe_gauge!(STREAM_RECENT_BYTES, Unit::Bytes, "Recent chunks of streams in memory");
+    describe_gauge!(STREAM_FREE_BYTES, Unit::Bytes, "What is free on the stream store's disk");
 }
 
 /// What a feed counts with every answer, looked up once.

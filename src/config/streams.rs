@@ -75,6 +75,10 @@ pub struct StreamArgs {
     /// see only what is durable
     #[arg(long, env = "RUNWIRE_STREAM_FLUSH", default_value = "5ms", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub stream_flush: Duration,
+    /// What appends leave free of the disk of the store in this process; while there is less they are
+    /// refused, and reading goes on
+    #[arg(long, env = "RUNWIRE_STREAM_MIN_FREE", default_value = "1GiB", value_name = "SIZE")]
+    pub stream_min_free: ByteSize,
     /// How much memory recent chunks may take, of all streams that are read; those who are behind that
     /// read the store
     #[arg(
@@ -125,7 +129,11 @@ impl StreamArgs {
             service: ServiceTokens::of(service.map(String::as_str)),
             data: data.to_owned(),
             remote: self.remote.settings()?,
-            store: StoreSettings { directory: data.join("streams"), flush },
+            store: StoreSettings {
+                directory: data.join("streams"),
+                flush,
+                min_free: self.stream_min_free.as_u64(),
+            },
             recent: size(self.stream_recent_bytes),
         })
     }

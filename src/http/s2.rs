@@ -45,9 +45,14 @@ async fn answer(app: &Arc<App>, request: Request) -> Result<Response<Body>, Http
     };
     let request = asked.passed_on(request, &basin)?;
     let response = app.streams.store().serve(&basin, request).await.map_err(|error| {
-        let (StoreError::Unavailable(why) | StoreError::Refused(why)) = error;
-        tracing::debug!(why, "a writer was refused");
-        refuse(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the stream store is not available")
+        tracing::debug!(%error, "a writer was refused");
+        let message = match error {
+            StoreError::Full => "the disk of the stream store is full",
+            StoreError::Unavailable(_) | StoreError::Refused(_) => {
+                "the stream store is not available"
+            }
+        };
+        refuse(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
     })?;
     if response.body().size_hint().exact().is_some() {
         return Ok(response);

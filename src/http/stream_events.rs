@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Caller;
 use crate::limits::LivePlace;
-use crate::streams::{DONE, Frames, Next, Reader, ping};
+use crate::streams::{DONE, Frames, Next, Paced, Reader, ping};
 use crate::telemetry;
 
 /// How long a reader sees nothing before it is shown that the stream lives, at least and at most.
@@ -20,11 +20,15 @@ const QUIET: std::ops::Range<f64> = 5.0..15.0;
 
 /// The answer: what there is, then what comes, until nothing has come for `wait`.
 ///
-/// That alone ends it cleanly, since clients take a clean end for the stream's. A fault of the store, the
+/// With a `throttle` what comes is sent together, once in so long at most, event by event as it would be
+/// without: the first after quiet at once, and the end no later.
+///
+/// That time alone ends it cleanly, since clients take a clean end for the stream's. A fault of the store, the
 /// end of the credential and the drain break the connection off, so that clients resume.
 pub(super) fn events(
-    mut reader: Reader,
+    reader: Reader,
     wait: Duration,
+    throttle: Duration,
     caller: Caller,
     drain: CancellationToken,
     live: LivePlace,
@@ -37,6 +41,7 @@ pub(super) fn events(
         let _counted = counted;
         let mut ended = std::pin::pin!(caller.lease.ended());
         let mut frames = Frames::default();
+        let mut reader = Paced::new(reader, throttle);
         // Set once the reader has been at the end.
         let mut quiet: Option<Quiet> = None;
         loop {
@@ -59,7 +64,7 @@ pub(super) fn events(
                         yield Ok(data);
                     }
                     if quiet.is_some() {
-                        quiet = Some(Quiet::begin(wait));
+                        quiet = Some(Quiet::begin(reader.came(), wait));
                     }
                 }
                 Ok(Next::Nothing(tail)) => match &mut quiet {
@@ -69,12 +74,16 @@ pub(super) fn events(
                     }
                     None => {
                         yield Ok(ping(tail));
-                        quiet = Some(Quiet::begin(wait));
+                        quiet = Some(Quiet::begin(Instant::now(), wait));
                     }
-                    Some(quiet) if Instant::now() >= quiet.ends => {
-                        yield Ok(DONE);
-                        return;
-                    }
+                    Some(quiet) if Instant::now() >= quiet.ends => match reader.held_back() {
+                        None => {
+                            yield Ok(DONE);
+                            return;
+                        }
+                        Some(came) if came + wait > Instant::now() => quiet.ends = came + wait,
+                        Some(_) => reader.release(),
+                    },
                     Some(quiet) => {
                         yield Ok(ping(tail));
                         quiet.ping = next_ping();
@@ -102,8 +111,8 @@ struct Quiet {
 }
 
 impl Quiet {
-    fn begin(wait: Duration) -> Quiet {
-        Quiet { ends: Instant::now() + wait, ping: next_ping() }
+    fn begin(since: Instant, wait: Duration) -> Quiet {
+        Quiet { ends: since + wait, ping: next_ping() }
     }
 }
 

@@ -1,38 +1,36 @@
 //! `/realtime/v1/streams/…`: a run's streams, made and appended to by tasks, read by clients
 //! (`streams-and-sessions.md`, 1, 2 and 4).
 
+mod append;
+mod create;
+mod read;
+mod writers;
+
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use axum::extract::{Path, Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, ORIGIN};
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
-use serde_json::json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 
+pub use self::append::append;
+pub use self::create::create;
+pub use self::read::read;
+use super::App;
 use super::error::HttpError;
-use super::stream_events::events;
-use super::subscribe::may_read_run;
-use super::{App, body, cors};
 use crate::auth::{Ability, Caller, Refusal};
-use crate::feed::Facts;
 use crate::runs::streams::{Lookup, StreamRun, StreamRuns, StreamRunsError, Target};
 use crate::streams::access::Issuer;
 use crate::streams::{
-    Hub, RemoteSettings, Secret, ServiceTokens, Start, Store, StoreError, StoreSettings, StreamId,
+    Hub, RemoteSettings, Secret, ServiceTokens, Store, StoreError, StoreSettings, StreamId,
     WriterTokens,
 };
 
-/// The longest body that becomes a chunk.
-const MAX_CHUNK_BYTES: usize = 512 << 10;
-/// The most that S2 takes as one record, as it counts.
-const MAX_RECORD: usize = 1 << 20;
 /// The longest name of a stream, in bytes.
 const MAX_NAME: usize = 512;
 const BAD_KEY: &str = "Invalid stream key";
-/// The longest time that a reader may ask to wait for a chunk, in seconds.
-const MAX_WAIT: i64 = 600;
 
 /// How streams work.
 #[derive(Clone, Debug)]
@@ -80,6 +78,7 @@ impl StreamSettings {
             store: StoreSettings {
                 directory: data.join("streams"),
                 flush: Duration::from_millis(5),
+                min_free: 0,
             },
             recent: 128 << 20,
         }
@@ -179,7 +178,7 @@ impl From<StreamRunsError> for HttpError {
 impl From<StoreError> for HttpError {
     fn from(error: StoreError) -> HttpError {
         match error {
-            StoreError::Unavailable(_) => HttpError::Unavailable,
+            StoreError::Unavailable(_) | StoreError::Full => HttpError::Unavailable,
             StoreError::Refused(why) => HttpError::Text(StatusCode::BAD_REQUEST, why.into()),
         }
     }
@@ -191,122 +190,6 @@ pub(super) fn is_for_browsers(path: &str) -> bool {
     let Some(rest) = path.strip_prefix("/realtime/v1/streams/") else { return true };
     let mut segments = rest.split('/').skip(1);
     segments.next() == Some("input") || segments.next().is_none()
-}
-
-/// R1: makes a stream ready to be written, and says where and with what.
-pub async fn create(
-    State(app): State<Arc<App>>,
-    Path((run, target, key)): Path<(String, String, String)>,
-    headers: HeaderMap,
-    uri: Uri,
-) -> Response<Body> {
-    let made = async {
-        let caller = owner(&app, &headers).await?;
-        let on = "Cannot initialize a realtime stream on a completed run";
-        let run = find(&app, &caller, &run, &target, on).await?;
-        require_v2(&run)?;
-        // All that may fail by itself comes before the row is touched.
-        let headers =
-            writers::credentials(&app.streams, &caller, &run, &key, &headers, &uri).await?;
-        app.streams.runs.push_key(&caller.environment_id, &run, &key).await?;
-        Ok(headers)
-    };
-    match made.await {
-        Ok(headers) => {
-            let mut response = json_response(StatusCode::ACCEPTED, r#"{"version":"v2"}"#);
-            response.headers_mut().extend(headers);
-            response
-        }
-        Err(error) => HttpError::response(&error),
-    }
-}
-
-/// R5: appends the body as one chunk.
-pub async fn append(
-    State(app): State<Arc<App>>,
-    Path((run, target, key)): Path<(String, String, String)>,
-    request: Request,
-) -> Response<Body> {
-    let (head, body) = request.into_parts();
-    let appended = async {
-        let head = head;
-        let caller = owner(&app, &head.headers).await?;
-        let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-        let length = length.and_then(|length| length.parse::<usize>().ok());
-        if length.is_none_or(|length| length > MAX_CHUNK_BYTES) {
-            return Err(HttpError::BodyTooLarge);
-        }
-        let on = "Cannot append to a realtime stream on a completed run";
-        let run = find(&app, &caller, &run, &target, on).await?;
-        require_v2(&run)?;
-        let stream = app.streams.stream(&caller.environment_id, &run, &key)?;
-        app.streams.runs.push_key(&caller.environment_id, &run, &key).await?;
-        let part = head.headers.get("x-part-id").and_then(|id| id.to_str().ok());
-        let part = part.map(str::to_owned);
-        drop(head);
-        let body = body::read(&app, &caller.environment_id, body, MAX_CHUNK_BYTES).await?;
-        let record = record(&body, part.as_deref())?;
-        match app.streams.store().append(&stream, record).await {
-            Ok(()) => Ok(()),
-            Err(StoreError::Unavailable(_)) => Err(HttpError::Unavailable),
-            Err(StoreError::Refused(why)) => {
-                Err(HttpError::NotOk(StatusCode::INTERNAL_SERVER_ERROR, why))
-            }
-        }
-    };
-    match appended.await {
-        Ok(()) => json_response(StatusCode::OK, r#"{"ok":true}"#),
-        Err(error) => error.response(),
-    }
-}
-
-/// R6: the stream as server-sent events.
-pub async fn read(
-    State(app): State<Arc<App>>,
-    Path((run, key)): Path<(String, String)>,
-    request: Request,
-) -> Response<Body> {
-    let origin = request.headers().get(ORIGIN).cloned();
-    let (head, _) = request.into_parts();
-    let opened = async {
-        // A HEAD would hold a place for a body that nobody reads.
-        if head.method != Method::GET {
-            return Err(HttpError::NoRoute);
-        }
-        let caller = app.caller(&head.headers).await?;
-        let environment = &caller.environment_id;
-        let Lookup::Found(run) = app.streams.runs.find(environment, &run, Target::Own).await?
-        else {
-            return Err(HttpError::NotFound { retry: false });
-        };
-        let facts = Facts {
-            task: run.task.clone(),
-            tags: run.tags.clone(),
-            batch: run.batch.as_deref().map(Arc::from),
-        };
-        if !may_read_run(&caller.ability, &run.friendly_id, &facts) {
-            return Err(HttpError::Forbidden);
-        }
-        let wait = wait(&head.headers, app.streams.settings.wait)?;
-        require_v2(&run)?;
-        let Some(live) = app.limits.live.enter(environment) else {
-            return Err(HttpError::TooManyLive);
-        };
-        let stream = app.streams.stream(environment, &run, &key)?;
-        let reader = app.streams.hub.read(stream, start(&head.headers)).await?;
-        Ok(events(reader, wait, caller, app.drain.clone(), live))
-    };
-    match opened.await {
-        Ok(mut response) => {
-            cors::on_stream(origin, response.headers_mut());
-            response
-        }
-        Err(error) => {
-            let mut response = error.response();
-            cors::on_refusal(origin, response.headers_mut());
-            response
-        }
-    }
 }
 
 /// R2: chunks of a v1 run, which are kept in Redis.
@@ -403,64 +286,6 @@ fn require_v2(run: &StreamRun) -> Result<(), HttpError> {
     if run.version == "v2" { Ok(()) } else { Err(HttpError::StreamsNeedRedis) }
 }
 
-/// A server's append: the body as a text, under the id that it came with (4.5).
-fn record(body: &[u8], part: Option<&str>) -> Result<Bytes, HttpError> {
-    let text = json!(String::from_utf8_lossy(body));
-    let id = part.map_or_else(|| json!(part_id()), |part| json!(part));
-    let record = format!(r#"{{"data":{text},"id":{id}}}"#);
-    let metered = 8 + record.len();
-    if metered > MAX_RECORD {
-        let why = format!(
-            "Record metered size {metered} bytes exceeds the S2 per-record limit of {MAX_RECORD} bytes. Reduce tool-output size or split into smaller parts."
-        );
-        return Err(HttpError::NotOk(StatusCode::PAYLOAD_TOO_LARGE, why));
-    }
-    Ok(Bytes::from(record))
-}
-
-/// Seven characters, as the SDK's own.
-fn part_id() -> String {
-    const LETTERS: &[u8; 64] = b"useandom-26T198340PX75pxJACKVERYMINDBUSHWOLF_GQZbfghjklqvwyzrict";
-    rand::random::<[u8; 7]>()
-        .iter()
-        .map(|byte| char::from(LETTERS[usize::from(byte & 63)]))
-        .collect()
-}
-
-/// The table of 4.6, for run streams: JavaScript's `parseInt`, of which no number is an error later on.
-fn wait(headers: &HeaderMap, otherwise: Duration) -> Result<Duration, HttpError> {
-    let text = headers.get("timeout-seconds").map(|value| value.to_str().unwrap_or("?"));
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(otherwise) };
-    let text = text.trim_start();
-    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
-    let digits = &digits[..digits.bytes().take_while(u8::is_ascii_digit).count()];
-    if digits.is_empty() {
-        return Err(HttpError::Internal);
-    }
-    let number = digits.parse::<i64>().unwrap_or(i64::MAX);
-    let refuse = |text: &'static str| Err(HttpError::Text(StatusCode::BAD_REQUEST, text.into()));
-    match number {
-        1.. if text.starts_with('-') => refuse("Timeout seconds must be greater than 0"),
-        number if number > MAX_WAIT => refuse("Timeout seconds must be less than 600"),
-        number => Ok(Duration::from_secs(number.unsigned_abs())),
-    }
-}
-
-/// Where a reader begins: after the record that it had last, whose number is all that is looked at, so
-/// that the ids of our own events do as well as the SDK's.
-fn start(headers: &HeaderMap) -> Start {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    if let Some(last) = text("last-event-id").filter(|last| !last.is_empty()) {
-        let digits = last.bytes().take_while(u8::is_ascii_digit).count();
-        // What is no number begins at the beginning.
-        return Start::At(last[..digits].parse::<u64>().map_or(0, |last| last.saturating_add(1)));
-    }
-    match text("x-trigger-stream-start") {
-        Some("latest") => Start::Latest,
-        _ => Start::At(0),
-    }
-}
-
 fn json_response(status: StatusCode, body: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
@@ -469,7 +294,21 @@ fn json_response(status: StatusCode, body: &'static str) -> Response<Body> {
     response
 }
 
-mod writers;
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_reading_and_inputs_are_for_browsers() {
+        for (path, expected) in [
+            ("/realtime/v1/runs/run_1", true),
+            ("/realtime/v1/streams/run_1/key", true),
+            ("/realtime/v1/streams/run_1/input", true),
+            ("/realtime/v1/streams/run_1/input/approval", true),
+            ("/realtime/v1/streams/run_1/self/key", false),
+            ("/realtime/v1/streams/run_1/self/key/append", false),
+        ] {
+            assert_eq!(is_for_browsers(path), expected, "{path}");
+        }
+    }
+}

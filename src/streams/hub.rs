@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use metrics::Gauge;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::batch::Batch;
@@ -32,10 +34,29 @@ struct Inner {
 }
 
 /// The recent records of all streams, in bytes.
-#[derive(Debug)]
 struct Recent {
     used: AtomicUsize,
     limit: usize,
+    shown: Gauge,
+}
+
+impl Recent {
+    /// Gives what all take now.
+    fn add(&self, bytes: usize) -> usize {
+        self.shown.increment(bytes as f64);
+        self.used.fetch_add(bytes, Ordering::Relaxed) + bytes
+    }
+
+    fn take(&self, bytes: usize) -> usize {
+        self.shown.decrement(bytes as f64);
+        self.used.fetch_sub(bytes, Ordering::Relaxed) - bytes
+    }
+}
+
+impl std::fmt::Debug for Recent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} of {} bytes", self.used, self.limit)
+    }
 }
 
 #[derive(Debug)]
@@ -44,6 +65,8 @@ struct Tail {
     hub: Weak<Inner>,
     state: Arc<Mutex<State>>,
     changed: watch::Receiver<()>,
+    /// Is told once it has ended.
+    over: CancellationToken,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -55,6 +78,8 @@ struct State {
     all: Arc<Recent>,
     /// The next record's number, and when the last one was taken in.
     next: Position,
+    /// When the newest came here, if any has.
+    came: Option<Instant>,
     /// Whether the stream's end has been found.
     ready: bool,
     ended: Option<StoreError>,
@@ -64,14 +89,14 @@ impl State {
     fn push(&mut self, batch: Arc<Batch>) {
         let size = batch.size();
         self.bytes += size;
-        let mut all = self.all.used.fetch_add(size, Ordering::Relaxed) + size;
+        let mut all = self.all.add(size);
         self.batches.push_back(batch);
         // The newest stays in any case: those who wait for it need not read the store.
         while self.batches.len() > 1 && (self.bytes > RECENT || all > self.all.limit) {
             let Some(oldest) = self.batches.pop_front() else { break };
             let size = oldest.size();
             self.bytes -= size;
-            all = self.all.used.fetch_sub(size, Ordering::Relaxed) - size;
+            all = self.all.take(size);
         }
     }
 
@@ -92,7 +117,7 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        self.all.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.all.take(self.bytes);
     }
 }
 
@@ -108,7 +133,8 @@ enum After {
 impl Hub {
     /// A hub on this store, which keeps at most so many bytes of recent records.
     pub fn new(store: Store, recent: usize) -> Hub {
-        let recent = Arc::new(Recent { used: AtomicUsize::new(0), limit: recent });
+        let shown = metrics::gauge!(telemetry::STREAM_RECENT_BYTES);
+        let recent = Arc::new(Recent { used: AtomicUsize::new(0), limit: recent, shown });
         Hub(Arc::new(Inner { store, tails: Mutex::default(), recent }))
     }
 
@@ -171,13 +197,20 @@ impl Hub {
             bytes: 0,
             all: Arc::clone(&self.0.recent),
             next: Position::default(),
+            came: None,
             ready: false,
             ended: None,
         }));
+        let over = CancellationToken::new();
         let follow = follow(self.0.store.clone(), stream.clone(), Arc::clone(&state), notify);
-        let task = AbortOnDropHandle::new(tokio::spawn(follow));
+        let end = over.clone().drop_guard();
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            follow.await;
+            drop(end);
+        }));
         let hub = Arc::downgrade(&self.0);
-        let tail = Arc::new(Tail { stream: stream.clone(), hub, state, changed, _task: task });
+        let tail =
+            Arc::new(Tail { stream: stream.clone(), hub, state, changed, over, _task: task });
         tails.insert(stream, Arc::downgrade(&tail));
         metrics::gauge!(telemetry::STREAM_TAILS).set(tails.len() as f64);
         tail
@@ -210,6 +243,7 @@ async fn follow(
                     let mut state = state.lock();
                     state.next.seq_num = batch.last() + 1;
                     state.next.timestamp = batch.last_timestamp();
+                    state.came = Some(Instant::now());
                     state.push(batch);
                 }
                 Some(Ok(Event::Tail(tail))) => {
@@ -220,7 +254,7 @@ async fn follow(
                         let forgotten: usize =
                             state.batches.drain(..).map(|each| each.size()).sum();
                         state.bytes -= forgotten;
-                        state.all.used.fetch_sub(forgotten, Ordering::Relaxed);
+                        state.all.take(forgotten);
                     }
                     state.next = tail;
                     state.ready = true;
@@ -261,6 +295,24 @@ pub enum Next {
 }
 
 impl Reader {
+    /// Where the stream's end is, and when the newest record came, if one has since somebody reads it.
+    pub(super) fn tail(&self) -> (Position, Option<Instant>) {
+        let state = self.tail.state.lock();
+        (state.next, state.came)
+    }
+
+    /// Whether there is something that it has not been given.
+    pub(super) fn lacks(&self) -> bool {
+        self.at < self.tail.state.lock().next.seq_num
+    }
+
+    /// Waits for the end of its tail. Nothing else wakes it.
+    pub(super) async fn fault(&self) -> StoreError {
+        self.tail.over.cancelled().await;
+        let ended = self.tail.state.lock().ended.clone();
+        ended.unwrap_or_else(|| StoreError::Unavailable("the tail ended".to_owned()))
+    }
+
     /// What comes next: at once if there is something, else waiting for it `until` then.
     ///
     /// An error is the end of this reader.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::store::{Start, Store, StoreSettings, StreamId};
-use super::{Frames, Hub, Next, Reader};
+use super::{Frames, Hub, Next, Paced, Reader};
 
 struct Stand {
     hub: Hub,
@@ -19,7 +19,7 @@ impl Stand {
         let name = format!("runwire-hub-{:016x}", rand::random::<u64>());
         let directory = std::env::temp_dir().join(name);
         let flush = Duration::from_millis(1);
-        let settings = StoreSettings { directory: directory.join("streams"), flush };
+        let settings = StoreSettings { directory: directory.join("streams"), flush, min_free: 0 };
         let stream = StreamId { basin: "basin-of-tests".into(), name: "a/b".into() };
         Stand { hub: Hub::new(Store::embedded(settings), recent), stream, directory }
     }
@@ -42,24 +42,28 @@ impl Drop for Stand {
 
 /// The numbers of what is next, until `last` has come.
 async fn numbers(reader: &mut Reader, last: u64) -> Vec<u64> {
-    let mut frames = Frames::default();
     let mut numbers = Vec::new();
     while numbers.last() != Some(&last) {
-        let until = Instant::now() + Duration::from_secs(20);
-        let Next::Batch(batch, from) = reader.next(Some(until)).await.unwrap() else {
-            panic!("nothing after {numbers:?}");
-        };
-        let pieces = frames.batch(&batch, from).unwrap();
-        let event = pieces.map(|piece| String::from_utf8(piece.to_vec()).unwrap()).concat();
-        let data = event.lines().nth(2).unwrap().strip_prefix("data: ").unwrap();
-        let data: serde_json::Value = serde_json::from_str(data).unwrap();
-        for record in data["records"].as_array().unwrap() {
-            let body = record["body"].as_str().unwrap().split(':').next().unwrap();
-            assert_eq!(record["seq_num"].to_string(), body);
-            numbers.push(record["seq_num"].as_u64().unwrap());
-        }
+        let next = reader.next(Some(Instant::now() + Duration::from_secs(20)));
+        numbers.extend(of_batch(next.await.unwrap()));
     }
     numbers
+}
+
+/// The numbers of a batch's records, each of which says its own.
+fn of_batch(next: Next) -> Vec<u64> {
+    let Next::Batch(batch, from) = next else { panic!("nothing came") };
+    let pieces = Frames::default().batch(&batch, from).unwrap();
+    let event = pieces.map(|piece| String::from_utf8(piece.to_vec()).unwrap()).concat();
+    let data = event.lines().nth(2).unwrap().strip_prefix("data: ").unwrap();
+    let data: serde_json::Value = serde_json::from_str(data).unwrap();
+    let records = data["records"].as_array().unwrap().iter();
+    let numbers = records.map(|record| {
+        let body = record["body"].as_str().unwrap().split(':').next().unwrap();
+        assert_eq!(record["seq_num"].to_string(), body);
+        record["seq_num"].as_u64().unwrap()
+    });
+    numbers.collect()
 }
 
 #[tokio::test]
@@ -141,4 +145,64 @@ async fn a_store_that_was_closed_under_us_opens_again_with_all_it_took() {
     let mut reader = stand.read(Start::At(0)).await;
     assert_eq!(numbers(&mut reader, 1).await, [0, 1]);
     stand.hub.store().close().await;
+}
+
+#[tokio::test]
+async fn a_throttled_reader_is_given_everything_in_order_and_once_in_a_while() {
+    const EVERY: Duration = Duration::from_millis(300);
+    // With and without memory for what it is not given at once.
+    for recent in [0, 1 << 20] {
+        let stand = Stand::new(recent);
+        let mut reader = Paced::new(stand.read(Start::At(0)).await, EVERY);
+        let write = async {
+            for n in 0..60 {
+                stand.append(n, 2_000).await;
+                tokio::time::sleep(Duration::from_millis(15)).await;
+                assert!(stand.hub.recent() <= recent + 20_000, "{}", stand.hub.recent());
+            }
+        };
+        let read = async {
+            let (mut numbers, mut begins) = (Vec::new(), Vec::<Instant>::new());
+            while numbers.last() != Some(&59) {
+                let next = reader.next(Some(Instant::now() + Duration::from_secs(20))).await;
+                numbers.extend(of_batch(next.unwrap()));
+                // What comes without a tick in between was given together.
+                if begins.last().is_none_or(|begin| begin.elapsed() >= EVERY) {
+                    begins.push(Instant::now());
+                }
+            }
+            (numbers, begins)
+        };
+        let begun = Instant::now();
+        let (_, (numbers, begins)) = futures_util::join!(write, read);
+        assert_eq!(numbers, (0..60).collect::<Vec<_>>());
+        let ticks = begun.elapsed().as_millis() / EVERY.as_millis();
+        assert!(begins.len() as u128 <= ticks + 1, "{} times in {ticks} ticks", begins.len());
+        assert!(begins.len() > 2, "{}", begins.len());
+        stand.hub.store().close().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_back_waits_for_the_tick_and_a_fault_does_not() {
+    let stand = Stand::new(1 << 20);
+    let mut reader = Paced::new(stand.read(Start::At(0)).await, Duration::from_secs(60));
+    let soon = || Some(Instant::now() + Duration::from_secs(20));
+    stand.append(0, 10).await;
+    assert_eq!(of_batch(reader.next(soon()).await.unwrap()), [0], "the first is given at once");
+    // It has everything, so that the tick begins.
+    assert!(matches!(reader.next(None).await, Ok(Next::Nothing(_))));
+    stand.append(1, 10).await;
+    let nothing = reader.next(Some(Instant::now() + Duration::from_millis(300))).await;
+    assert!(matches!(nothing, Ok(Next::Nothing(tail)) if tail.seq_num <= 2), "{nothing:?}");
+    while reader.held_back().is_none() {
+        tokio::task::yield_now().await;
+    }
+    reader.release();
+    assert_eq!(of_batch(reader.next(soon()).await.unwrap()), [1]);
+    assert!(reader.held_back().is_none());
+    let told = async { tokio::time::timeout(Duration::from_secs(20), reader.next(None)).await };
+    assert!(matches!(told.await, Ok(Ok(Next::Nothing(_)))));
+    let (told, ()) = futures_util::join!(reader.next(soon()), stand.hub.store().close());
+    assert!(told.is_err(), "{told:?}");
 }

@@ -12,6 +12,7 @@ mod frames;
 mod hub;
 #[cfg(all(test, feature = "embedded"))]
 mod hub_tests;
+mod paced;
 mod remote;
 mod remote_events;
 mod remote_tokens;
@@ -22,6 +23,7 @@ mod store;
 pub use batch::{Batch, BatchBuilder};
 pub use frames::{DONE, Frames, ping};
 pub use hub::{Hub, Next, Reader};
+pub use paced::Paced;
 pub use remote::{Remote, RemoteError, RemoteSettings, Token};
 pub use remote_tokens::WriterTokens;
 pub use secret::{Secret, SecretError};

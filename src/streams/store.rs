@@ -64,6 +64,9 @@ pub enum StoreError {
     /// It refused.
     #[error("{0}")]
     Refused(String),
+    /// It takes nothing more until there is room on its disk.
+    #[error("the disk of the stream store is full: it has less than RUNWIRE_STREAM_MIN_FREE left")]
+    Full,
 }
 
 /// How a store in this process works.
@@ -73,6 +76,8 @@ pub struct StoreSettings {
     pub directory: PathBuf,
     /// How long records are collected before they are made durable, and with that seen.
     pub flush: Duration,
+    /// What appends leave free of its disk, in bytes.
+    pub min_free: u64,
 }
 
 /// A store of streams. Cheap to clone.

@@ -1,13 +1,17 @@
 //! Streams v2: written by the real SDKs through S2's append session, read as server-sent events.
 
 mod access;
+mod chain;
+mod disk;
 mod elsewhere;
 mod held_up;
+mod load;
 mod readiness;
 mod resumed;
 mod revoked;
 mod routes;
 mod s2;
+mod throttle;
 mod webapp;
 
 use serde_json::json;

@@ -3,6 +3,7 @@
 pub mod balancer;
 pub mod browser;
 pub mod certificate;
+pub mod chance;
 pub mod cluster;
 pub mod feed;
 pub mod gateway;

@@ -29,7 +29,13 @@ impl Ended {
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_runwire"));
-    command.args(arguments).env_clear().kill_on_drop(true);
+    command.args(arguments);
+    alone(command)
+}
+
+/// With nothing in its environment, and heard.
+fn alone(mut command: Command) -> Command {
+    command.env_clear().kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -78,6 +84,21 @@ impl Serving {
         let all = [&fixed[..], &["--database-url", database_url], arguments].concat();
         let mut command = command(&all);
         command.envs(environment.iter().copied());
+        Serving::run(command).await
+    }
+
+    /// One whose files may be limited: see [`Serving::limit_files`].
+    pub async fn start_limitable(database_url: &str, arguments: &[&str]) -> Serving {
+        // The signal that comes with the limit would end it, which a full disk does not.
+        let script = r#"trap "" XFSZ; exec "$0" "$@""#;
+        let fixed = ["serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"];
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_runwire")]).args(fixed);
+        command.args(["--database-url", database_url]).args(arguments);
+        Serving::run(alone(command)).await
+    }
+
+    async fn run(mut command: Command) -> Serving {
         let mut process = command.spawn().expect("run the program");
         let mut lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
         let mut said = String::new();
@@ -153,6 +174,24 @@ impl Serving {
         let mut said = self.said.clone();
         let said = tokio::time::timeout(PATIENCE, said.wait_for(|said| said.contains(text))).await;
         said.unwrap_or_else(|_| panic!("it never said {text}")).expect("it runs");
+    }
+
+    /// The most memory that it has taken so far, in bytes.
+    pub fn peak(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.id().expect("it runs"));
+        let status = std::fs::read_to_string(path).expect("its status");
+        let peak =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split(' ').rev().nth(1));
+        peak.and_then(|peak| peak.trim().parse::<u64>().ok()).expect("its peak") << 10
+    }
+
+    /// From now on it cannot write to a file beyond so many bytes; without a limit it can.
+    pub async fn limit_files(&self, bytes: Option<u64>) {
+        let pid = self.process.id().expect("it runs").to_string();
+        let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        let limit = format!("--fsize={limit}:unlimited");
+        let done = Command::new("prlimit").args(["--pid", &pid, &limit]).status().await;
+        assert!(done.expect("run prlimit").success(), "it can be limited");
     }
 
     /// Asks it to end, and waits for that; it must do so by itself and in time. Gives its log.

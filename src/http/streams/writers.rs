@@ -122,7 +122,7 @@ async fn issued(
     let place = (&*stream.basin, tenant);
     let token = streams.tokens.get(remote, place, caller.expires_at).await;
     let token = token.map_err(|error| match error {
-        StoreError::Unavailable(_) => HttpError::Unavailable,
+        StoreError::Unavailable(_) | StoreError::Full => HttpError::Unavailable,
         StoreError::Refused(why) => HttpError::Misconfigured(format!(
             "{why}. It has to issue access tokens; for one that does not set REALTIME_STREAMS_S2_SKIP_ACCESS_TOKENS=true"
         )),

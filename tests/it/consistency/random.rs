@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rand::Rng as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
-use rand::{Rng as _, SeedableRng as _};
 use runwire::dev::{Options, Postgres};
 use sqlx::AssertSqlSafe;
 use tokio::task::JoinSet;
@@ -22,6 +22,7 @@ use super::node::{Kind, Node, client};
 use super::population::{BATCHES, populate};
 use super::subscriber::{Counts, Subscriber};
 use super::writers::Writer;
+use crate::support::chance;
 use crate::support::cluster::database_in;
 use crate::support::gateway::PATIENCE;
 
@@ -86,11 +87,6 @@ async fn with_temporary_slots_and_nodes_that_are_killed() {
     play(&Variant { kind, commit: "off", identity: "FULL", arguments, ..PLAIN }).await;
 }
 
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}: {text:?} is not a number")))
-}
-
 /// All that there is to follow: the lists and batches first, then the runs.
 fn feeds(runs: &[String]) -> Vec<Followed> {
     const WHOLE: List = List { tags: &[], recent: false, skipped: &[] };
@@ -119,11 +115,11 @@ fn any_feed(feeds: &[Followed], rng: &mut StdRng) -> Followed {
 }
 
 async fn play(variant: &Variant) {
-    let seed = number("RUNWIRE_TEST_SEED").unwrap_or_else(rand::random);
-    let duration = Duration::from_secs(number("RUNWIRE_TEST_SECONDS").unwrap_or(SECONDS));
+    let seed = chance::seed();
+    let duration = chance::duration(SECONDS);
     let named = format!("{variant:?}");
     println!("{named}: RUNWIRE_TEST_SEED={seed}");
-    let rng = |n: u64| StdRng::seed_from_u64(seed.wrapping_add(n));
+    let rng = |n: u64| chance::choices(seed, n);
     let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let settings = vec![
         set("synchronous_commit", if variant.commit == "on" { "local" } else { "off" }),

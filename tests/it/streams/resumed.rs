@@ -85,6 +85,32 @@ async fn a_reader_and_an_open_writer_outlive_a_crash() {
 }
 
 #[tokio::test]
+async fn an_idle_open_writer_outlives_an_orderly_restart_and_another() {
+    let (database, data) = (fresh_database().await, scratch());
+    let directory = format!("--data-dir={}", data.0.display());
+    let run = run(&database).await;
+    let mut gateway = Serving::start(&database.url, &[&directory]).await;
+    let url = gateway.url.clone();
+    let access_token = database.seeded.production.secret_key.to_owned();
+    let target = Target { base_url: url.clone(), access_token };
+    let mut reader = task("sdk-4.8.3", &target, &run).await;
+    reader.tell(&json!({ "order": "read", "key": "ai", "timeoutInSeconds": 60 })).await;
+    let mut writer = task("sdk-4.8.3", &target, &run).await;
+    order(&mut writer, json!({ "order": "open", "key": "ai" })).await;
+    for n in 0..3 {
+        order(&mut writer, json!({ "order": "write", "values": [{ "n": n }] })).await;
+        expect_numbers(&mut reader, n..n + 1).await;
+        // It is told to go (GOAWAY), and reset while it has nothing to say.
+        gateway.stop().await;
+        gateway = Serving::start_at(&url, &database.url, &[&directory]).await;
+    }
+    order(&mut writer, json!({ "order": "write", "values": [{ "n": 3 }] })).await;
+    expect_numbers(&mut reader, 3..4).await;
+    order(&mut writer, json!({ "order": "close" })).await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn an_orderly_end_cuts_readers_off_so_that_they_come_back() {
     let stand = Stand::start(&[]).await;
     let run = stand.run().await;

@@ -1,0 +1,102 @@
+//! Reading a stream, and rendering what it holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use s2_common::basin::BasinName;
+use s2_common::config::OptionalStreamConfig;
+use s2_common::record::{MeteredSize as _, StreamPosition};
+use s2_common::stream::{ReadBatch, ReadEnd, ReadFrom, ReadSessionOutput, ReadStart, StreamName};
+use s2_lite::backend::Backend;
+use s2_lite::backend::error::ReadError;
+use tokio::sync::mpsc;
+
+use super::{AHEAD, ATTEMPTS, Embedded, names};
+use crate::streams::batch::{Batch, BatchBuilder};
+use crate::streams::store::{Event, Position, Reading, Start, StoreError, StreamId};
+
+impl Embedded {
+    /// See [`crate::streams::Store::read`].
+    pub async fn read(
+        &self,
+        stream: &StreamId,
+        start: Start,
+        follow: bool,
+    ) -> Result<Reading, StoreError> {
+        let (basin, name) = names(stream)?;
+        let opened = self.in_basin(&basin).await?;
+        let from = match start {
+            Start::At(seq_num) => ReadFrom::SeqNum(seq_num),
+            Start::Latest => ReadFrom::TailOffset(0),
+        };
+        let start = ReadStart { from, clamp: true };
+        let end = ReadEnd { wait: (!follow).then_some(Duration::ZERO), ..ReadEnd::default() };
+        let (send, receive) = mpsc::channel(AHEAD);
+        let work = async move {
+            let session = open_read(&opened.backend, &basin, &name, start, end).await?;
+            // On the store's threads, for as long as somebody listens.
+            tokio::spawn(async move {
+                let mut session = std::pin::pin!(session);
+                loop {
+                    let output = tokio::select! {
+                        output = session.next() => output,
+                        () = send.closed() => return,
+                    };
+                    let event = match output {
+                        None => return,
+                        Some(Ok(ReadSessionOutput::Heartbeat(tail))) => {
+                            Ok(Event::Tail(position(tail)))
+                        }
+                        Some(Ok(ReadSessionOutput::Batch(batch))) => match render(&batch) {
+                            Some(batch) => Ok(Event::Batch(Arc::new(batch))),
+                            None => continue,
+                        },
+                        Some(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
+                    };
+                    if send.send(event).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            Ok::<_, ReadError>(())
+        };
+        let done = self.patiently(work).await?;
+        done.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        Ok(receive)
+    }
+}
+
+async fn open_read(
+    backend: &Backend,
+    basin: &BasinName,
+    name: &StreamName,
+    start: ReadStart,
+    end: ReadEnd,
+) -> Result<impl futures_util::Stream<Item = Result<ReadSessionOutput, ReadError>> + use<>, ReadError>
+{
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let config = OptionalStreamConfig::default();
+        match backend.open_for_read(basin, name, None, config).await {
+            Err(ReadError::TransactionConflict(_)) if attempt < ATTEMPTS => {}
+            stream => return stream?.read(start, end).await,
+        }
+    }
+}
+
+fn position(position: StreamPosition) -> Position {
+    Position { seq_num: position.seq_num, timestamp: position.timestamp }
+}
+
+fn render(batch: &ReadBatch) -> Option<Batch> {
+    let records = &batch.records;
+    let mut builder = BatchBuilder::new(records.metered_size(), records.len());
+    for record in records.iter() {
+        let (headers, body) = record.inner().clone().into_parts();
+        let pairs = headers.iter().map(|header| (&header.name[..], &header.value[..]));
+        builder.push(position(*record.position()), pairs, &body, record.metered_size());
+    }
+    builder.build(batch.tail.map(position))
+}
