@@ -219,7 +219,7 @@ fn which(part: &[Asked]) -> Which {
         let Tagged { tags, created_from } = alone.list.clone();
         return Which::Tags { tags, created_from };
     }
-    let tags = leading(part).into_iter().map(|(tag, _)| tag.into()).collect();
+    let tags = leading(part).into_keys().map(Box::from).collect();
     let from = part.iter().map(|asked| &asked.list.created_from).min();
     Which::AnyTag { tags, created_from: from.cloned().unwrap_or_default() }
 }

@@ -15,7 +15,6 @@ pub mod redis;
 pub mod runs;
 pub mod s2;
 pub mod scratch;
-pub mod seed;
 pub mod stream;
 pub mod streams;
 pub mod token;

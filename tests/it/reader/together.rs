@@ -11,8 +11,8 @@ use runwire::runs::reader::{Patience, Reader, ReaderLimits, Unavailable};
 use runwire::runs::store::RunStore;
 
 use super::{arc, insert_runs, pool, reader, replace_payload, transactions};
+use crate::support::chance::random;
 use crate::support::cluster::{Database, fresh_database};
-use crate::support::seed::random;
 
 const TAGS: [&str; 9] = ["a", "b", "c", "a,b", "\"", "\\", "NULL", "{a}", "ä 🦀"];
 

@@ -9,10 +9,10 @@ use runwire::runs::tuple::{Cell, Tuple};
 use sqlx::AssertSqlSafe;
 
 use super::rows::{Cells, Writer};
+use crate::support::chance::random;
 use crate::support::cluster::{Database, database_in, shared};
 use crate::support::gateway::Gateway;
 use crate::support::runs::set_metadata;
-use crate::support::seed::random;
 use crate::support::stream::{Stream, settings, transactions};
 
 #[tokio::test]
