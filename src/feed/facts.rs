@@ -51,17 +51,29 @@ impl FactsMemory {
         }
     }
 
-    /// The facts of a row that was read, kept for the polls that follow.
-    pub fn remember(&self, environment: &Arc<str>, run: &Arc<str>, stored: &StoredRun) -> Facts {
+    /// The facts of a row that was read.
+    pub fn of_stored(&self, stored: &StoredRun) -> Facts {
         if let (Some(id), Some(batch)) =
             (stored.row.text(Column::BatchId), &stored.batch_friendly_id)
         {
             self.batches.insert(id.to_owned(), batch.as_str().into());
         }
-        let facts = self.of(&Image::of_row(&stored.row));
-        let key = (Arc::clone(environment), Arc::clone(run));
-        self.facts.insert(key, Arc::new(facts.clone()));
-        facts
+        self.of(&Image::of_row(&stored.row))
+    }
+
+    /// Keeps a run's facts for the polls that follow, if `opens`, which they have let in, needs them. Most
+    /// scopes name the run itself, or all.
+    pub fn keep(
+        &self,
+        environment: &Arc<str>,
+        run: &Arc<str>,
+        facts: &Facts,
+        opens: impl Fn(&Facts) -> bool,
+    ) {
+        if !opens(&Facts::default()) {
+            let key = (Arc::clone(environment), Arc::clone(run));
+            self.facts.insert(key, Arc::new(facts.clone()));
+        }
     }
 }
 
@@ -81,7 +93,12 @@ impl Feeds {
         // A refusal ends the client's subscription, so it is never based on what may be old.
         let read = self.reader.run(environment, run, Patience::Fresh).await?;
         let Some(stored) = &read.run else { return Ok(None) };
-        Ok(Some(opens(&self.facts.remember(environment, run, stored))))
+        let facts = self.facts.of_stored(stored);
+        let let_in = opens(&facts);
+        if let_in {
+            self.facts.keep(environment, run, &facts, opens);
+        }
+        Ok(Some(let_in))
     }
 
     fn remembered_facts(&self, environment: &Arc<str>, run: &Arc<str>) -> Option<Facts> {

@@ -108,7 +108,7 @@ impl Feeds {
             Runs::One(id) => {
                 let read = self.reader.run(environment, id, patience).await?;
                 let stored = read.run.as_ref();
-                let facts = stored.map(|stored| self.facts.remember(environment, id, stored));
+                let facts = stored.map(|stored| self.facts.of_stored(stored));
                 let rows = stored.map(|stored| Arc::new(Image::of_row(&stored.row)));
                 let extras = Extras { facts, ..Extras::default() };
                 let seen = Seen::clone(&read.seen);

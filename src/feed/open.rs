@@ -71,7 +71,12 @@ impl Feeds {
         match self.run_by_query(open, &filter, patience).await? {
             None => Ok(Outcome::NotFound),
             Some(opened) if !opens(&opened.facts) => Ok(Outcome::Forbidden),
-            Some(opened) => self.answer_run(open, opened),
+            Some(opened) => {
+                if let Runs::One(run) = &open.view.feed.runs {
+                    self.facts.keep(&open.view.feed.environment, run, &opened.facts, opens);
+                }
+                self.answer_run(open, opened)
+            }
         }
     }
 

@@ -39,6 +39,9 @@ pub(super) fn events(
         .map(|end| Instant::now() + end.duration_since(SystemTime::now()).unwrap_or_default());
     let body = async_stream::stream! {
         let _counted = counted;
+        // Once for all chunks.
+        let mut drained = std::pin::pin!(drain.cancelled());
+        let mut expired = std::pin::pin!(at(expires));
         let mut ended = std::pin::pin!(caller.lease.ended());
         let mut frames = Frames::default();
         let mut reader = Paced::new(reader, throttle);
@@ -48,8 +51,8 @@ pub(super) fn events(
             let until = quiet.as_ref().map(|quiet| quiet.ends.min(quiet.ping));
             let next = tokio::select! {
                 biased;
-                () = drain.cancelled() => Err(cut("the gateway is shutting down")),
-                () = at(expires) => Err(cut("the credential has expired")),
+                () = &mut drained => Err(cut("the gateway is shutting down")),
+                () = &mut expired => Err(cut("the credential has expired")),
                 () = &mut ended => Err(cut("the credential has ended")),
                 next = reader.next(until) => next.map_err(|error| {
                     metrics::counter!(telemetry::STREAM_FAULTS).increment(1);

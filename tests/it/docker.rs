@@ -239,7 +239,7 @@ async fn a_postgres_with_the_settings_of_the_compose_file_has_a_permanent_slot()
     let slot = "SELECT temporary FROM pg_replication_slots WHERE slot_name = 'runwire'";
     let temporary: bool = sqlx::query_scalar(slot).fetch_one(&database.pool).await.unwrap();
     assert!(!temporary, "a restart would cost each client its offset");
-    assert_eq!(serving.admin("/readyz").await.trim(), "ready");
+    assert_eq!(serving.admin("/readyz").await.lines().next(), Some("ready"));
     serving.stop().await;
 }
 

@@ -131,7 +131,10 @@ impl Embedded {
                 Ok(opened)
             }
             Err(error) => {
-                let why = error.to_string();
+                let why = match &error {
+                    StoreError::Unavailable(why) | StoreError::Refused(why) => why.clone(),
+                    StoreError::Full => error.to_string(),
+                };
                 // It is tried again and again.
                 if self.trouble.lock().replace(why.clone()).as_ref() != Some(&why) {
                     tracing::warn!(why, "the stream store could not be opened");
