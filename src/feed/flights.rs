@@ -43,18 +43,22 @@ impl Flights {
     ///
     /// With `anew` the opening must not have ended before: its handle may be one that the client was
     /// told to give up. `serves` tells whether one that has ended can still be gone on from.
-    pub async fn share(
+    pub async fn share<F>(
         &self,
         key: Key,
         anew: bool,
         serves: impl Fn(&Opening) -> bool,
-        open: impl Future<Output = Result<Arc<Opening>, Unavailable>>,
-    ) -> Result<Arc<Opening>, Unavailable> {
+        open: impl FnOnce() -> F,
+    ) -> Result<Arc<Opening>, Unavailable>
+    where
+        F: Future<Output = Result<Arc<Opening>, Unavailable>>,
+    {
         let flight = self.board(key.clone(), anew, serves);
         let mut opened = false;
         let landed = flight.0.get_or_init(|| async {
             opened = true;
-            Landed { opening: open.await, at: Instant::now() }
+            // Boxed, so that only who opens has memory for it, and not the thousands who wait.
+            Landed { opening: Box::pin(open()).await, at: Instant::now() }
         });
         let opening = landed.await.opening.as_ref().map(Arc::clone).map_err(|_| Unavailable);
         if opened {

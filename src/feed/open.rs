@@ -111,11 +111,11 @@ impl Feeds {
         let chunk = if whole { usize::MAX } else { self.settings.chunk };
         let key = (open.view.clone(), floor, whole);
         let query = || self.list_by_query(&open.view, floor, chunk, patience);
-        let mut opening = self.flights.share(key.clone(), anew, serves, query()).await?;
+        let mut opening = self.flights.share(key.clone(), anew, serves, query).await?;
         let not_before = handle.and_then(|handle| handle.not_before).unwrap_or_default();
         if opening.end < Position::before(not_before.lsn) {
             // It was under way before this node had caught up with the client; the next one was not.
-            opening = self.flights.share(key, anew, serves, query()).await?;
+            opening = self.flights.share(key, anew, serves, query).await?;
         }
         if opening.truncated {
             metrics::counter!(crate::telemetry::LISTS_TRUNCATED).increment(1);
