@@ -21,3 +21,4 @@ pub mod streams;
 pub mod telemetry;
 mod ticker;
 pub mod token_command;
+mod wake;
