@@ -5,11 +5,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use dashmap::DashMap;
-use futures_util::task::AtomicWaker;
+use dashmap::{DashMap, Entry};
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::Notify;
@@ -28,16 +27,23 @@ const SLICE_PATIENCE: Duration = Duration::from_millis(20);
 /// The wake lists. A topic that nobody waits on takes no memory.
 #[derive(Debug, Default)]
 pub struct Waiters {
-    topics: DashMap<Topic, Arc<List>>,
+    topics: DashMap<Topic, List>,
     rounds: Rounds,
 }
 
+/// Who waits on a topic. Most topics are a run with one client, which takes no memory but its place.
+#[derive(Clone, Debug)]
+enum List {
+    One(Arc<Place>),
+    Crowd(Arc<Crowd>),
+}
+
 #[derive(Debug, Default)]
-struct List {
+struct Crowd {
     places: Mutex<Slab<Arc<Place>>>,
     /// How often the topic was woken.
     wakes: AtomicU64,
-    /// The commit LSN of the topic's newest change that has left the window since the list began.
+    /// See [`List::lost`].
     lost: AtomicU64,
     /// Whether the list waits for its next slice.
     in_rounds: AtomicBool,
@@ -45,12 +51,19 @@ struct List {
 
 #[derive(Debug, Default)]
 struct Place {
-    waker: AtomicWaker,
-    woken: AtomicBool,
-    /// The slice that waits for this one to have run.
-    slice: Mutex<Option<Arc<Slice>>>,
+    wait: Mutex<Wait>,
+    /// See [`List::lost`]; that of a crowd counts for all of its places.
+    lost: AtomicU64,
     /// What its waiter may see, it may see for as long as this.
     lease: Lease,
+}
+
+#[derive(Debug, Default)]
+struct Wait {
+    woken: bool,
+    waker: Option<Waker>,
+    /// The slice that waits for this one to have run.
+    slice: Option<Arc<Slice>>,
 }
 
 /// The lists that are being woken in slices, in turn.
@@ -62,7 +75,7 @@ struct Rounds {
 
 #[derive(Debug)]
 struct Round {
-    list: Arc<List>,
+    crowd: Arc<Crowd>,
     /// The wakes that this round answers to.
     wakes: u64,
     next: usize,
@@ -79,8 +92,8 @@ struct Slice {
 pub struct Waiter {
     waiters: Arc<Waiters>,
     topic: Topic,
-    list: Arc<List>,
     place: Arc<Place>,
+    /// Where the place is in its crowd; who is alone is the first of one that may come.
     key: usize,
 }
 
@@ -88,18 +101,20 @@ impl Waiters {
     /// Takes a place on the topic's list, for as long as the lease is good.
     pub fn join(self: &Arc<Self>, topic: Topic, lease: Lease) -> Waiter {
         let place = Arc::new(Place { lease, ..Place::default() });
-        let (list, key) = {
-            let list = self.topics.entry(topic).or_default();
-            let key = list.places.lock().insert(Arc::clone(&place));
-            (Arc::clone(&list), key)
+        let key = match self.topics.entry(topic) {
+            Entry::Vacant(entry) => {
+                entry.insert(List::One(Arc::clone(&place)));
+                FIRST
+            }
+            Entry::Occupied(mut entry) => entry.get_mut().push(Arc::clone(&place)),
         };
-        Waiter { waiters: Arc::clone(self), topic, list, place, key }
+        Waiter { waiters: Arc::clone(self), topic, place, key }
     }
 
     /// Wakes everybody on the topic's list: at once, or in slices by [`Waiters::run_rounds`].
     pub fn wake(&self, topic: Topic) {
         // The lock on the map's shard is given back before the wakes, which may be many.
-        let list = self.topics.get(&topic).map(|list| Arc::clone(&list));
+        let list = self.topics.get(&topic).map(|list| List::clone(&list));
         if let Some(list) = list {
             self.wake_list(list);
         }
@@ -107,40 +122,59 @@ impl Waiters {
 
     /// Wakes everybody.
     pub fn wake_all(&self) {
-        let all: Vec<_> = self.topics.iter().map(|list| Arc::clone(&list)).collect();
+        let all: Vec<_> = self.topics.iter().map(|list| List::clone(&list)).collect();
         all.into_iter().for_each(|list| self.wake_list(list));
+    }
+
+    /// Wakes everybody, in no slices: nothing else is to be served any more.
+    pub fn wake_all_at_once(&self) {
+        self.wake_those(|_| true);
     }
 
     /// A change of this commit LSN has left the window that was found under the topic. To be called
     /// before anybody can see that it has.
     pub fn lost(&self, topic: Topic, commit: Lsn) {
         if let Some(list) = self.topics.get(&topic) {
-            list.lost.fetch_max(commit.0, Ordering::AcqRel);
+            list.lost().fetch_max(commit.0, Ordering::AcqRel);
         }
     }
 
     /// Wakes those whose lease is over. It goes through all that wait: leases end rarely, and a list
     /// of waiters by lease would take memory for each.
     pub fn wake_ended(&self) {
+        self.wake_those(|place| place.lease.over().is_some());
+    }
+
+    fn wake_those(&self, those: impl Fn(&Place) -> bool) {
+        let wake = |place: &Arc<Place>| {
+            if those(place) {
+                place.wake();
+            }
+        };
         for list in &self.topics {
-            let places = list.places.lock();
-            let over = |place: &&Arc<Place>| place.lease.over().is_some();
-            places.iter().map(|(_, place)| place).filter(over).for_each(|place| place.wake());
+            match &*list {
+                List::One(place) => wake(place),
+                List::Crowd(crowd) => crowd.places.lock().iter().for_each(|(_, place)| wake(place)),
+            }
         }
     }
 
-    fn wake_list(&self, list: Arc<List>) {
-        let wakes = list.wakes.fetch_add(1, Ordering::AcqRel) + 1;
+    fn wake_list(&self, list: List) {
+        let crowd = match list {
+            List::One(place) => return place.wake(),
+            List::Crowd(crowd) => crowd,
+        };
+        let wakes = crowd.wakes.fetch_add(1, Ordering::AcqRel) + 1;
         {
-            let places = list.places.lock();
+            let places = crowd.places.lock();
             if places.len() <= SLICE {
                 places.iter().for_each(|(_, place)| place.wake());
                 return;
             }
         }
         // A list that is in its round already is looked at again at that round's end.
-        if !list.in_rounds.swap(true, Ordering::AcqRel) {
-            self.rounds.queue.lock().push_back(Round { list, wakes, next: 0 });
+        if !crowd.in_rounds.swap(true, Ordering::AcqRel) {
+            self.rounds.queue.lock().push_back(Round { crowd, wakes, next: 0 });
             self.rounds.more.notify_one();
         }
     }
@@ -165,12 +199,44 @@ impl Waiters {
     }
 }
 
+/// The key of a crowd's first place.
+const FIRST: usize = 0;
+
+impl List {
+    /// Adds a place and gives its key.
+    fn push(&mut self, place: Arc<Place>) -> usize {
+        let crowd = match self {
+            List::Crowd(crowd) => crowd,
+            List::One(first) => {
+                let crowd = Crowd {
+                    places: Mutex::new(Slab::with_capacity(2)),
+                    lost: AtomicU64::new(first.lost.load(Ordering::Acquire)),
+                    ..Crowd::default()
+                };
+                let key = crowd.places.lock().insert(Arc::clone(first));
+                debug_assert_eq!(key, FIRST);
+                *self = List::Crowd(Arc::new(crowd));
+                return self.push(place);
+            }
+        };
+        crowd.places.lock().insert(place)
+    }
+
+    /// The commit LSN of the topic's newest change that has left the window since the list began.
+    fn lost(&self) -> &AtomicU64 {
+        match self {
+            List::One(place) => &place.lost,
+            List::Crowd(crowd) => &crowd.lost,
+        }
+    }
+}
+
 impl Round {
     /// Wakes the next slice and waits until it has run. Gives what is left to do.
     async fn advance(mut self) -> Option<Round> {
         let slice = Arc::new(Slice { running: AtomicUsize::new(1), done: Notify::new() });
         let ended = {
-            let places = self.list.places.lock();
+            let places = self.crowd.places.lock();
             let end = places.capacity();
             let mut woken = 0;
             while self.next < end && woken < SLICE {
@@ -187,10 +253,10 @@ impl Round {
         if !ended {
             return Some(self);
         }
-        self.list.in_rounds.swap(false, Ordering::AcqRel);
+        self.crowd.in_rounds.swap(false, Ordering::AcqRel);
         // What was woken for since the round began may have come too late for its first slices.
-        let wakes = self.list.wakes.load(Ordering::Acquire);
-        if wakes == self.wakes || self.list.in_rounds.swap(true, Ordering::AcqRel) {
+        let wakes = self.crowd.wakes.load(Ordering::Acquire);
+        if wakes == self.wakes || self.crowd.in_rounds.swap(true, Ordering::AcqRel) {
             return None;
         }
         (self.wakes, self.next) = (wakes, 0);
@@ -214,28 +280,37 @@ impl Slice {
 
 impl Place {
     fn wake(&self) {
-        self.woken.store(true, Ordering::Release);
-        self.waker.wake();
+        let waker = {
+            let mut wait = self.wait.lock();
+            wait.woken = true;
+            wait.waker.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
     }
 
     /// Who does not wait just now, since it sends what it was told before, is not waited for.
     fn wake_in(&self, slice: &Arc<Slice>) {
-        slice.running.fetch_add(1, Ordering::AcqRel);
-        let former = self.slice.lock().replace(Arc::clone(slice));
-        if let Some(former) = former {
-            former.one_has_run();
-        }
-        self.woken.store(true, Ordering::Release);
-        match self.waker.take() {
-            Some(waker) => waker.wake(),
-            None => self.has_run(),
-        }
+        let (waker, former) = {
+            let mut wait = self.wait.lock();
+            wait.woken = true;
+            let (waker, former) = (wait.waker.take(), wait.slice.take());
+            if waker.is_some() {
+                slice.running.fetch_add(1, Ordering::AcqRel);
+                wait.slice = Some(Arc::clone(slice));
+            }
+            (waker, former)
+        };
+        former.iter().for_each(|former| former.one_has_run());
+        waker.into_iter().for_each(Waker::wake);
     }
 
-    fn has_run(&self) {
-        if let Some(slice) = self.slice.lock().take() {
-            slice.one_has_run();
-        }
+    /// It waits no more. Who waits for it to have run has waited enough.
+    fn rest(&self) {
+        let (_waker, slice) = {
+            let mut wait = self.wait.lock();
+            (wait.waker.take(), wait.slice.take())
+        };
+        slice.iter().for_each(|slice| slice.one_has_run());
     }
 }
 
@@ -247,22 +322,25 @@ impl Future for Woken<'_> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let place = &self.0.place;
-        if !place.woken.load(Ordering::Acquire) {
-            place.waker.register(context.waker());
-            if !place.woken.load(Ordering::Acquire) {
+        let slice = {
+            let mut wait = self.0.place.wait.lock();
+            if !wait.woken {
+                let waker = context.waker();
+                if !wait.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                    wait.waker = Some(waker.clone());
+                }
                 return Poll::Pending;
             }
-        }
-        place.has_run();
+            wait.slice.take()
+        };
+        slice.iter().for_each(|slice| slice.one_has_run());
         Poll::Ready(())
     }
 }
 
 impl Drop for Woken<'_> {
     fn drop(&mut self) {
-        self.0.place.waker.take();
-        self.0.place.has_run();
+        self.0.place.rest();
     }
 }
 
@@ -270,14 +348,24 @@ impl Waiter {
     /// Ends at the first wake after this call, also if that comes before it is first polled. So:
     /// call this, then look for news, then await it.
     pub fn woken(&self) -> Woken<'_> {
-        self.place.woken.store(false, Ordering::Release);
-        self.place.has_run();
+        let slice = {
+            let mut wait = self.place.wait.lock();
+            wait.woken = false;
+            wait.slice.take()
+        };
+        slice.iter().for_each(|slice| slice.one_has_run());
         Woken(self)
     }
 
     /// Whether the window has held every change of the topic from there on, since this waiter came.
     pub fn lost_nothing_after(&self, position: Position) -> bool {
-        self.list.lost.load(Ordering::Acquire) < position.lsn.0
+        let list = self.waiters.topics.get(&self.topic);
+        list.is_none_or(|list| list.lost().load(Ordering::Acquire) < position.lsn.0)
+    }
+
+    /// It is busy: nobody waits for it to have run.
+    pub fn rest(&self) {
+        self.place.rest();
     }
 
     /// Whether the lease is over.
@@ -288,172 +376,18 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.waiters.topics.remove_if_mut(&self.topic, |_, list| {
-            let mut places = list.places.lock();
-            places.remove(self.key);
-            places.is_empty()
+        self.waiters.topics.remove_if_mut(&self.topic, |_, list| match list {
+            List::One(_) => true,
+            List::Crowd(crowd) => {
+                let mut places = crowd.places.lock();
+                places.remove(self.key);
+                places.is_empty()
+            }
         });
-        self.place.has_run();
+        self.place.rest();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::FutureExt as _;
-
-    use super::super::topic::Topics;
-    use super::*;
-
-    #[tokio::test]
-    async fn a_wake_between_asking_and_awaiting_is_not_lost() {
-        let waiters = Arc::new(Waiters::default());
-        let topic = Topics::default().run("env", "run");
-        let waiter = waiters.join(topic, Lease::default());
-        let woken = waiter.woken();
-        waiters.wake(topic);
-        woken.await;
-    }
-
-    #[tokio::test]
-    async fn who_has_lost_the_lease_is_woken_and_nobody_else() {
-        let waiters = Arc::new(Waiters::default());
-        let topics = Topics::default();
-        let lost = Lease::default();
-        let joined = [
-            waiters.join(topics.run("env", "a"), lost.clone()),
-            waiters.join(topics.run("env", "a"), Lease::default()),
-            waiters.join(topics.run("env", "b"), lost.clone()),
-        ];
-        let mut waits: Vec<_> = joined.iter().map(Waiter::woken).collect();
-        waiters.wake_ended();
-        assert!(waits.iter_mut().all(|woken| woken.now_or_never().is_none()));
-        lost.end(1);
-        waiters.wake_ended();
-        let woken: Vec<_> = waits.iter_mut().map(|w| w.now_or_never().is_some()).collect();
-        assert_eq!(woken, [true, false, true]);
-    }
-
-    #[test]
-    fn the_last_to_leave_removes_the_list() {
-        let waiters = Arc::new(Waiters::default());
-        let topic = Topics::default().run("env", "run");
-        let (a, b) = (waiters.join(topic, Lease::default()), waiters.join(topic, Lease::default()));
-        drop(a);
-        assert_eq!(waiters.len(), 1);
-        drop(b);
-        assert_eq!(waiters.len(), 0);
-    }
-
-    /// Each waits for `rounds` wakes and tells of each.
-    fn crowd(
-        waiters: &Arc<Waiters>,
-        topic: Topic,
-        size: usize,
-        rounds: usize,
-    ) -> (Vec<tokio::task::JoinHandle<()>>, Arc<AtomicUsize>) {
-        let told = Arc::new(AtomicUsize::new(0));
-        let members = (0..size).map(|_| {
-            let (waiter, told) = (waiters.join(topic, Lease::default()), Arc::clone(&told));
-            tokio::spawn(async move {
-                for _ in 0..rounds {
-                    waiter.woken().await;
-                    told.fetch_add(1, Ordering::AcqRel);
-                }
-            })
-        });
-        (members.collect(), told)
-    }
-
-    #[tokio::test]
-    async fn a_crowd_is_woken_whole_and_a_lone_waiter_does_not_wait_for_it() {
-        let waiters = Arc::new(Waiters::default());
-        let topics = Topics::default();
-        let (tag, run) = (topics.tag("env", "tag"), topics.run("env", "run"));
-        let (members, told) = crowd(&waiters, tag, 10 * SLICE, 1);
-        let lone = waiters.join(run, Lease::default());
-        let rounds = tokio::spawn({
-            let waiters = Arc::clone(&waiters);
-            async move { waiters.run_rounds().await }
-        });
-        tokio::task::yield_now().await;
-        waiters.wake(tag);
-        let woken = lone.woken();
-        waiters.wake(run);
-        woken.await;
-        assert!(told.load(Ordering::Acquire) <= 2 * SLICE, "the lone one came in between");
-        for member in members {
-            member.await.unwrap();
-        }
-        rounds.abort();
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn wakes_during_a_round_reach_everybody_once_more() {
-        let waiters = Arc::new(Waiters::default());
-        let topic = Topics::default().tag("env", "tag");
-        let (members, told) = crowd(&waiters, topic, 5 * SLICE, usize::MAX);
-        let rounds = tokio::spawn({
-            let waiters = Arc::clone(&waiters);
-            async move { waiters.run_rounds().await }
-        });
-        for _ in 0..100 {
-            waiters.wake(topic);
-            tokio::task::yield_now().await;
-        }
-        let before = told.load(Ordering::Acquire);
-        waiters.wake(topic);
-        // Everybody is told after the last wake, whatever round was under way.
-        let all = async {
-            while told.load(Ordering::Acquire) < before + members.len() {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), all).await.expect("everybody is woken");
-        members.iter().for_each(|member| member.abort());
-        rounds.abort();
-    }
-
-    fn has_begun(waiter: &Waiter) -> bool {
-        waiter.place.slice.lock().is_some()
-    }
-
-    #[tokio::test]
-    async fn those_who_leave_in_their_slice_hold_nobody_up() {
-        let waiters = Arc::new(Waiters::default());
-        let topic = Topics::default().tag("env", "tag");
-        let idle: Vec<Waiter> =
-            (0..2 * SLICE).map(|_| waiters.join(topic, Lease::default())).collect();
-        let mut waits: Vec<_> = idle.iter().map(Waiter::woken).collect();
-        for woken in &mut waits {
-            assert!(woken.now_or_never().is_none());
-        }
-        waiters.wake(topic);
-        let round = waiters.rounds.queue.lock().pop_front().unwrap();
-        let first = tokio::spawn(round.advance());
-        tokio::task::yield_now().await;
-        assert!(idle[..SLICE].iter().all(has_begun) && !first.is_finished());
-        drop(waits);
-        drop(idle);
-        let left = first.await.unwrap();
-        assert!(left.is_some_and(|round| round.next == SLICE));
-        assert_eq!(waiters.len(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_round_waits_for_nobody_who_is_busy_and_they_are_told_when_they_ask() {
-        let waiters = Arc::new(Waiters::default());
-        let topic = Topics::default().tag("env", "tag");
-        let busy: Vec<Waiter> =
-            (0..2 * SLICE).map(|_| waiters.join(topic, Lease::default())).collect();
-        let waits: Vec<_> = busy.iter().map(Waiter::woken).collect();
-        waiters.wake(topic);
-        let round = waiters.rounds.queue.lock().pop_front().unwrap();
-        // Polled once alone, so that no patience has run out.
-        let advanced = round.advance().now_or_never();
-        let round = advanced.expect("it waits for nobody").expect("a second slice");
-        round.advance().now_or_never().expect("it waits for nobody");
-        for mut woken in waits {
-            assert!((&mut woken).now_or_never().is_some());
-        }
-    }
-}
+#[path = "waiters_tests.rs"]
+mod tests;
