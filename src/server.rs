@@ -252,7 +252,8 @@ impl Server {
             async move {
                 tokio::select! {
                     () = app.feeds.run() => {}
-                    () = stop.cancelled() => {}
+                    // The drain has begun by then.
+                    () = stop.cancelled() => app.feeds.end_holds(),
                 }
             }
         };

@@ -51,14 +51,14 @@ impl FactsMemory {
         }
     }
 
-    /// The facts of a row that was read.
-    pub fn of_stored(&self, stored: &StoredRun) -> Facts {
+    /// The facts of a row that was read, of which this is the image.
+    pub fn of_stored(&self, stored: &StoredRun, image: &Image) -> Facts {
         if let (Some(id), Some(batch)) =
             (stored.row.text(Column::BatchId), &stored.batch_friendly_id)
         {
             self.batches.insert(id.to_owned(), batch.as_str().into());
         }
-        self.of(&Image::of_row(&stored.row))
+        self.of(image)
     }
 
     /// Keeps a run's facts for the polls that follow, if `opens`, which they have let in, needs them. Most
@@ -93,7 +93,7 @@ impl Feeds {
         // A refusal ends the client's subscription, so it is never based on what may be old.
         let read = self.reader.run(environment, run, Patience::Fresh).await?;
         let Some(stored) = &read.run else { return Ok(None) };
-        let facts = self.facts.of_stored(stored);
+        let facts = self.facts.of_stored(stored, &Image::of_row(&stored.row));
         let let_in = opens(&facts);
         if let_in {
             self.facts.keep(environment, run, &facts, opens);

@@ -144,8 +144,8 @@ impl Feeds {
         }
     }
 
-    /// The feeds' own work: wakes crowds, reads what the stream leaves out, and tells what is held. To be polled for as long as they
-    /// are served.
+    /// The feeds' own work: wakes crowds, reads what the stream leaves out, tells what is held, and ends
+    /// holds when the drain begins. To be polled for as long as they are served.
     pub async fn run(&self) {
         let tell = async {
             loop {
@@ -153,7 +153,17 @@ impl Feeds {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         };
-        tokio::join!(self.feed.waiters.run_rounds(), self.tell_untold(), tell);
+        let drain = async {
+            self.drain.cancelled().await;
+            self.end_holds();
+        };
+        tokio::join!(self.feed.waiters.run_rounds(), self.tell_untold(), tell, drain);
+    }
+
+    /// Wakes whoever is held, once the drain has begun: those who wait listen to nothing else, since
+    /// a place in the drain's own list would cost each of them as much as their place in a topic's.
+    pub fn end_holds(&self) {
+        self.feed.waiters.wake_all_at_once();
     }
 
     /// Ends what waits with a lease that is over.

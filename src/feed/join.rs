@@ -77,7 +77,10 @@ impl Feeds {
             let connections = self.feed.state.read().connections;
             let Read { seen, rows, extras } = self.read(view, floor, patience).await?;
             let mut joined = self.join(&filter, connections, &seen, &rows)?;
-            let too_long = |joined: &Joined| joined.issue(view).encode().len() > MAX_LEN;
+            // It is a horizon that makes a handle long.
+            let too_long = |joined: &Joined| {
+                joined.horizon.is_some() && joined.issue(view).encode().len() > MAX_LEN
+            };
             if joined.as_ref().is_some_and(too_long) {
                 // What the query saw is too long for a handle, so the stream must pass it first.
                 if !reach(&self.feed, seen.insert_lsn, CATCH_UP_WAIT).await {
@@ -107,12 +110,14 @@ impl Feeds {
         let which = match &view.feed.runs {
             Runs::One(id) => {
                 let read = self.reader.run(environment, id, patience).await?;
-                let stored = read.run.as_ref();
-                let facts = stored.map(|stored| self.facts.of_stored(stored));
-                let rows = stored.map(|stored| Arc::new(Image::of_row(&stored.row)));
-                let extras = Extras { facts, ..Extras::default() };
                 let seen = Seen::clone(&read.seen);
-                return Ok(Read { seen, rows: rows.into_iter().collect(), extras });
+                let Some(stored) = &read.run else {
+                    return Ok(Read { seen, rows: Vec::new(), extras: Extras::default() });
+                };
+                let image = Arc::new(Image::of_row(&stored.row));
+                let facts = Some(self.facts.of_stored(stored, &image));
+                let extras = Extras { facts, ..Extras::default() };
+                return Ok(Read { seen, rows: vec![image], extras });
             }
             Runs::OfBatch(id) => Which::Batch { id: Arc::clone(id) },
             Runs::Tagged { tags, .. } => {

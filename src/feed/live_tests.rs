@@ -73,9 +73,9 @@ async fn let_others_run() {
     }
 }
 
-async fn hold(feeds: &Arc<Feeds>, poll: Poll) -> JoinHandle<Outcome> {
+async fn hold(feeds: &Arc<Feeds>, mut poll: Poll) -> JoinHandle<Outcome> {
     let feeds = Arc::clone(feeds);
-    let held = tokio::spawn(async move { feeds.poll(Box::new(poll)).await });
+    let held = tokio::spawn(async move { feeds.poll(&mut poll).await });
     let_others_run().await;
     held
 }
@@ -140,9 +140,12 @@ async fn a_drain_waits_for_nothing_and_leaves_the_completion_to_the_next_poll() 
     feed.apply(commit(2, now(), &COMPLETED));
     let held = hold(&feeds, poll).await;
     assert!(!held.is_finished());
+    let working = Arc::clone(&feeds);
+    let work = tokio::spawn(async move { working.run().await });
     feeds.drain.cancel();
     let answer = answer(held).await;
     assert_eq!((answer.offset, answer.committed_at), (after, None));
+    work.abort();
 }
 
 #[tokio::test]

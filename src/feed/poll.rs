@@ -1,10 +1,13 @@
 //! Following a feed from an offset: what is new there, at once or when something comes
 //! (`runs-and-auth.md`, 6 and 11).
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{self, Context};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::Instant;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
 
 use super::body::Body;
 use super::feeds::{Answer, Feeds, Outcome, View};
@@ -14,7 +17,7 @@ use super::image::Image;
 use super::news::{News, Reading, STRETCH};
 use super::pace;
 use super::position::Position;
-use super::waiters::Waiter;
+use super::waiters::{Waiter, Woken};
 use crate::lease::Lease;
 use crate::postgres::Lsn;
 use crate::runs::columns::Column;
@@ -69,6 +72,13 @@ pub struct Update {
     pub committed_at: i64,
 }
 
+impl Poll {
+    /// The shortest time between two answers; who only looks knows no ticks.
+    fn pace(&self) -> Duration {
+        self.hold_until.map_or(Duration::ZERO, |_| self.throttle)
+    }
+}
+
 #[derive(Debug)]
 struct Follow {
     filter: Filter,
@@ -95,28 +105,27 @@ enum Look {
 impl Feeds {
     /// Answers with what came after the client's offset, at once or when something comes.
     ///
-    /// The question is boxed, since each of the futures that a poll is held in has room for it twice.
-    pub async fn poll(self: &Arc<Self>, poll: Box<Poll>) -> Outcome {
+    /// The question is lent, since each of the futures that a poll is held in would have room for it.
+    pub async fn poll(self: &Arc<Self>, poll: &mut Poll) -> Outcome {
         if poll.after.is_part() {
             return match self.chunks.get(&poll.view, &poll.handle, poll.after) {
                 Some(answer) => Outcome::Answer(answer),
                 None => self.refetch(&poll.view, &poll.handle, poll.after),
             };
         }
-        let Some(mut subscription) = self.subscribe(&poll).await else {
+        let Some(mut subscription) = self.subscribe(poll).await else {
             return self.refetch(&poll.view, &poll.handle, poll.after);
         };
-        let next = subscription.next(&poll.view, poll.throttle, poll.hold_until).await;
-        let (body, committed_at) = match next {
+        let (body, committed_at) = match subscription.next(poll).await {
             Next::News(update) => (update.body, Some(update.committed_at)),
             Next::Nothing => (Body::up_to_date(), None),
             Next::TooOld => return self.refetch(&poll.view, &poll.handle, poll.after),
             Next::Unavailable => return Outcome::Unavailable,
-            Next::Over => return Outcome::Over(poll.lease),
+            Next::Over => return Outcome::Over(poll.lease.clone()),
         };
         // What is seen here is never below what the client has.
         let offset = subscription.seen();
-        let handle = poll.handle.into();
+        let handle = std::mem::take(&mut poll.handle).into();
         Outcome::Answer(Answer {
             handle,
             offset,
@@ -130,6 +139,11 @@ impl Feeds {
     /// Takes up a feed where the client stands. `None` if that place is not of this feed, or can
     /// never be reached.
     pub async fn subscribe(self: &Arc<Self>, poll: &Poll) -> Option<Subscription> {
+        let subscription = self.take_up(poll)?;
+        self.is_reachable(poll.after).await.then_some(subscription)
+    }
+
+    fn take_up(self: &Arc<Self>, poll: &Poll) -> Option<Subscription> {
         let handle = Handle::decode(&poll.handle)?;
         let epoch = self.feed.state.read().epoch;
         let mine = epoch == Some(handle.epoch)
@@ -142,9 +156,6 @@ impl Feeds {
         let filter = self.filter(&poll.view.feed, floor);
         let topic = self.feed.quietest(&filter);
         let waiter = self.feed.waiters.join(topic, poll.lease.clone());
-        if !self.is_reachable(poll.after).await {
-            return None;
-        }
         let follow = Follow {
             filter,
             epoch: handle.epoch,
@@ -164,105 +175,146 @@ impl Subscription {
         self.follow.seen
     }
 
-    /// Waits for news until then. Without `until` it only looks, and ticks mean nothing.
+    /// Waits for the poll's news until it has been held for long enough. Without a hold it only looks,
+    /// and ticks mean nothing.
     ///
     /// News that wait for a tick at the end stay untold, and are news again for who comes back. A
     /// completion is waited for beyond the end: its client may listen to nothing that comes after.
-    pub async fn next(&mut self, view: &View, throttle: Duration, until: Option<Instant>) -> Next {
-        let throttle = until.map_or(Duration::ZERO, |_| throttle);
-        let fold = self.fold();
-        let mut over = until.is_none();
+    pub async fn next(&mut self, poll: &Poll) -> Next {
+        let mut over = poll.hold_until.is_none();
         let mut untold_since = None;
         loop {
             let woken = self.waiter.woken();
             if self.waiter.is_over() {
                 return Next::Over;
             }
-            let (mut due, mut folds) = (None, false);
-            match Box::pin(self.follow.look(&self.feeds, &self.waiter)).await {
-                Look::TooOld => return Next::TooOld,
-                Look::Unavailable => return Next::Unavailable,
-                Look::Nothing => {}
-                Look::News(head, news) => {
-                    let wait = pace::due_in(&news, throttle, fold, SystemTime::now());
-                    // However a clock is set back, news wait no longer than they ever may.
-                    let since: &mut Instant = untold_since.get_or_insert_with(Instant::now);
-                    if wait.is_zero() || since.elapsed() >= throttle + fold {
-                        drop(woken);
-                        if let Some(next) = Box::pin(self.deliver(view, head, news)).await {
-                            // It may have waited for the database.
-                            return if self.waiter.is_over() { Next::Over } else { next };
-                        }
-                        untold_since = None;
-                        continue;
-                    }
-                    (due, folds) = (Some(Instant::now() + wait), news.just_completed);
-                }
-            }
+            // Boxed, so that it takes no memory while the poll is held.
+            let step = self.follow.step(&self.feeds, &self.waiter, poll, &mut untold_since);
+            let (due, folds) = match Box::pin(step).await {
+                // It may have waited for the database.
+                Step::End(_) if self.waiter.is_over() => return Next::Over,
+                Step::End(next) => return next,
+                Step::Again => continue,
+                Step::Untold { due, folds } => (Some(due), folds),
+                Step::Nothing => (None, false),
+            };
+            // Looked at after `woken` began, so that [`Feeds::end_holds`] is heard.
             let drained = self.feeds.drain.is_cancelled();
+            over |= drained;
             if over && (drained || !folds) {
                 return Next::Nothing;
             }
             // The end is looked at once more: the head that it finds keeps a quiet feed's offset
             // above the floor.
-            let end = until.filter(|_| !over);
-            let ended = tokio::select! {
-                biased;
-                () = woken => false,
-                // One timer for both, since it is most of what a held poll takes.
-                () = sleep_until(due.into_iter().chain(end).min()) => {
-                    end.is_some_and(|end| Instant::now() >= end)
-                }
-                () = self.feeds.drain.cancelled() => true,
-            };
-            over |= ended;
+            let end = poll.hold_until.filter(|_| !over);
+            let Some(until) = due.into_iter().chain(end).min() else { return Next::Nothing };
+            // One timer for both, since it is most of what a held poll takes.
+            let time = tokio::time::sleep_until(until);
+            let by_time = Wait { woken, time }.await;
+            over |= by_time && poll.hold_until.is_some_and(|end| Instant::now() >= end);
         }
+    }
+}
+
+pin_project! {
+    /// Waits for a wake or a time, and tells whether it was the time.
+    struct Wait<'a> {
+        woken: Woken<'a>,
+        #[pin]
+        time: Sleep,
+    }
+}
+
+impl Future for Wait<'_> {
+    type Output = bool;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> task::Poll<bool> {
+        let this = self.project();
+        if Pin::new(this.woken).poll(context).is_ready() {
+            return task::Poll::Ready(false);
+        }
+        this.time.poll(context).map(|()| true)
+    }
+}
+
+/// What a look comes to.
+enum Step {
+    End(Next),
+    /// There were news, with nothing in them for this client.
+    Again,
+    /// There are news that wait until then. `folds`: for what follows a completion.
+    Untold {
+        due: Instant,
+        folds: bool,
+    },
+    Nothing,
+}
+
+impl Follow {
+    /// Looks for news and tells of those that are due.
+    async fn step(
+        &mut self,
+        feeds: &Feeds,
+        waiter: &Waiter,
+        poll: &Poll,
+        untold_since: &mut Option<Instant>,
+    ) -> Step {
+        let (head, news) = match self.look(feeds, waiter).await {
+            Look::TooOld => return Step::End(Next::TooOld),
+            Look::Unavailable => return Step::End(Next::Unavailable),
+            Look::Nothing => return Step::Nothing,
+            Look::News(head, news) => (head, news),
+        };
+        let (throttle, fold) = (poll.pace(), self.fold(feeds));
+        let wait = pace::due_in(&news, throttle, fold, SystemTime::now());
+        // However a clock is set back, news wait no longer than they ever may.
+        let since = untold_since.get_or_insert_with(Instant::now);
+        if !wait.is_zero() && since.elapsed() < throttle + fold {
+            return Step::Untold { due: Instant::now() + wait, folds: news.just_completed };
+        }
+        waiter.rest();
+        let next = self.deliver(feeds, &poll.view, head, news).await;
+        *untold_since = None;
+        next.map_or(Step::Again, Step::End)
     }
 
     /// For how long a completion waits: only the client of a single run stops listening at it
     /// (`runs-and-auth.md`, 8.3).
-    fn fold(&self) -> Duration {
-        if self.follow.filter.is_of_one() {
-            self.feeds.settings.completion_fold
-        } else {
-            Duration::ZERO
-        }
+    fn fold(&self, feeds: &Feeds) -> Duration {
+        if self.filter.is_of_one() { feeds.settings.completion_fold } else { Duration::ZERO }
     }
 
     /// Makes the body and moves on to the head. `None` if there is nothing in the news for this
     /// client.
-    async fn deliver(&mut self, view: &View, head: Position, news: News) -> Option<Next> {
+    async fn deliver(
+        &mut self,
+        feeds: &Feeds,
+        view: &View,
+        head: Position,
+        news: News,
+    ) -> Option<Next> {
         let committed_at = news.last_commit;
-        if news.runs.len() > self.feeds.settings.list_max {
+        if news.runs.len() > feeds.settings.list_max {
             // More than a list holds: the client is better served by a new one.
             return Some(Next::TooOld);
         }
-        let parts = match self.feeds.messages(view, news.runs).await {
+        let parts = match feeds.messages(view, news.runs).await {
             Ok(parts) => parts,
             Err(_) => return Some(Next::Unavailable),
         };
         if parts.is_empty() {
-            self.follow.pass(head);
+            self.pass(head);
             return None;
         }
-        let bodies = &self.feeds.feed.bodies;
+        let bodies = &feeds.feed.bodies;
         if bodies.room().is_err() {
             return Some(Next::Unavailable);
         }
         let body = bodies.of(&parts);
-        self.follow.pass(head);
+        self.pass(head);
         Some(Next::News(Update { body, committed_at }))
     }
-}
 
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
-    }
-}
-
-impl Follow {
     /// Reads what came after `seen`, which moves to the head only where there was nothing. Between
     /// two stretches of a long reading the window is free for others.
     async fn look(&mut self, feeds: &Feeds, waiter: &Waiter) -> Look {

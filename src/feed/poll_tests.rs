@@ -70,9 +70,14 @@ fn poll_of(feed: FeedKey, horizon: Option<Horizon>, hold: Duration) -> Poll {
 }
 
 /// Holds a poll, lets something happen, and gives what the poll is answered with.
-async fn held(feed: &Feed, runs: Arc<Feeds>, poll: Poll, happens: impl FnOnce(&Feed)) -> Outcome {
+async fn held(
+    feed: &Feed,
+    runs: Arc<Feeds>,
+    mut poll: Poll,
+    happens: impl FnOnce(&Feed),
+) -> Outcome {
     feed.apply(Event::Progress(Lsn(50)));
-    let held = tokio::spawn(async move { runs.poll(Box::new(poll)).await });
+    let held = tokio::spawn(async move { runs.poll(&mut poll).await });
     while feed.waiters.len() == 0 {
         tokio::task::yield_now().await;
     }
@@ -171,8 +176,8 @@ async fn held_list(feed: &Feed, feeds: &Arc<Feeds>) -> tokio::task::JoinHandle<O
     feed.apply(Event::Progress(Lsn(50)));
     let runs = Runs::Tagged { tags: ["a".into(), "b".into()].into(), window: LIST_WINDOW };
     let key = FeedKey { environment: "env_1".into(), runs };
-    let (poll, feeds) = (poll_of(key, None, Duration::from_secs(60)), Arc::clone(feeds));
-    let held = tokio::spawn(async move { feeds.poll(Box::new(poll)).await });
+    let (mut poll, feeds) = (poll_of(key, None, Duration::from_secs(60)), Arc::clone(feeds));
+    let held = tokio::spawn(async move { feeds.poll(&mut poll).await });
     let_it_wait(feed).await;
     held
 }

@@ -4,83 +4,124 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 
 use super::position::Position;
 use super::topic::Topic;
 use crate::lease::Lease;
 use crate::postgres::Lsn;
-use crate::wake::{List, Place, Rounds, Woken};
+use crate::wake::{self, List, Lone, Place, Rounds};
 
 /// The wake lists. A topic that nobody waits on takes no memory.
 #[derive(Debug, Default)]
 pub struct Waiters {
-    topics: DashMap<Topic, Arc<OfTopic>>,
-    rounds: Rounds<OfTopic>,
+    topics: DashMap<Topic, OfTopic>,
+    rounds: Rounds<Crowd>,
 }
 
-#[derive(Debug, Default)]
-struct OfTopic {
-    /// What a waiter may see, it may see for as long as its lease.
-    list: List<Lease>,
-    /// The commit LSN of the topic's newest change that has left the window since the list began.
+/// Who waits on a topic. Most topics are a run with one client, which takes no memory but its place.
+#[derive(Clone, Debug)]
+enum OfTopic {
+    One(Lone<Holder>),
+    Crowd(Arc<Crowd>),
+}
+
+#[derive(Debug)]
+struct Crowd {
+    list: List<Holder>,
+    /// See [`OfTopic::lost`].
     lost: AtomicU64,
 }
 
-impl AsRef<List<Lease>> for OfTopic {
-    fn as_ref(&self) -> &List<Lease> {
+/// Who waits.
+#[derive(Debug)]
+pub struct Holder {
+    /// What they may see, they may see for as long as this.
+    lease: Lease,
+    /// See [`OfTopic::lost`]; that of a crowd counts for all of it.
+    lost: AtomicU64,
+}
+
+impl AsRef<List<Holder>> for Crowd {
+    fn as_ref(&self) -> &List<Holder> {
         &self.list
     }
 }
+
+/// See [`Waiter::woken`].
+pub type Woken<'a> = wake::Woken<'a, Holder>;
 
 /// A place on a topic's wake list, given up when dropped.
 #[derive(Debug)]
 pub struct Waiter {
     waiters: Arc<Waiters>,
     topic: Topic,
-    list: Arc<OfTopic>,
-    place: Place<Lease>,
+    place: Place<Holder>,
 }
 
 impl Waiters {
     /// Takes a place on the topic's list, for as long as the lease is good.
     pub fn join(self: &Arc<Self>, topic: Topic, lease: Lease) -> Waiter {
-        let (list, place) = {
-            let list = self.topics.entry(topic).or_default();
-            let place = list.list.join(lease);
-            (Arc::clone(&list), place)
+        let holder = Holder { lease, lost: AtomicU64::new(0) };
+        let place = match self.topics.entry(topic) {
+            Entry::Vacant(entry) => {
+                let (place, lone) = Place::alone(holder);
+                entry.insert(OfTopic::One(lone));
+                place
+            }
+            Entry::Occupied(mut entry) => entry.get_mut().join(holder),
         };
-        Waiter { waiters: Arc::clone(self), topic, list, place }
+        Waiter { waiters: Arc::clone(self), topic, place }
     }
 
     /// Wakes everybody on the topic's list: at once, or in slices by [`Waiters::run_rounds`].
     pub fn wake(&self, topic: Topic) {
         // The lock on the map's shard is given back before the wakes, which may be many.
-        let list = self.topics.get(&topic).map(|list| Arc::clone(&list));
-        if let Some(list) = list {
-            self.rounds.wake(&list);
+        let waiting = self.topics.get(&topic).map(|waiting| OfTopic::clone(&waiting));
+        if let Some(waiting) = waiting {
+            self.wake_those_of(&waiting);
         }
     }
 
     /// Wakes everybody.
     pub fn wake_all(&self) {
-        let all: Vec<_> = self.topics.iter().map(|list| Arc::clone(&list)).collect();
-        all.iter().for_each(|list| self.rounds.wake(list));
+        let all: Vec<_> = self.topics.iter().map(|waiting| OfTopic::clone(&waiting)).collect();
+        all.iter().for_each(|waiting| self.wake_those_of(waiting));
     }
 
-    /// A change of this commit LSN has left the window that was found under the topic. To be called
-    /// before anybody can see that it has.
-    pub fn lost(&self, topic: Topic, commit: Lsn) {
-        if let Some(list) = self.topics.get(&topic) {
-            list.lost.fetch_max(commit.0, Ordering::AcqRel);
+    fn wake_those_of(&self, waiting: &OfTopic) {
+        match waiting {
+            OfTopic::One(lone) => lone.wake(),
+            OfTopic::Crowd(crowd) => self.rounds.wake(crowd),
         }
+    }
+
+    /// Wakes everybody, in no slices: nothing else is to be served any more.
+    pub fn wake_all_at_once(&self) {
+        self.wake_where(|_| true);
     }
 
     /// Wakes those whose lease is over. It goes through all that wait: leases end rarely, and a list
     /// of waiters by lease would take memory for each.
     pub fn wake_ended(&self) {
-        for list in &self.topics {
-            list.list.wake_where(|lease| lease.over().is_some());
+        self.wake_where(|holder| holder.lease.over().is_some());
+    }
+
+    fn wake_where(&self, holds: impl Fn(&Holder) -> bool) {
+        for waiting in &self.topics {
+            match &*waiting {
+                OfTopic::One(lone) if holds(lone.holder()) => lone.wake(),
+                OfTopic::One(_) => {}
+                OfTopic::Crowd(crowd) => crowd.list.wake_where(&holds),
+            }
+        }
+    }
+
+    /// A change of this commit LSN has left the window that was found under the topic. To be called
+    /// before anybody can see that it has.
+    pub fn lost(&self, topic: Topic, commit: Lsn) {
+        if let Some(waiting) = self.topics.get(&topic) {
+            waiting.lost().fetch_max(commit.0, Ordering::AcqRel);
         }
     }
 
@@ -95,74 +136,62 @@ impl Waiters {
     }
 }
 
+impl OfTopic {
+    /// The crowd begins with the second to come.
+    fn join(&mut self, holder: Holder) -> Place<Holder> {
+        match self {
+            OfTopic::Crowd(crowd) => crowd.list.join(holder),
+            OfTopic::One(first) => {
+                let lost = AtomicU64::new(first.holder().lost.load(Ordering::Acquire));
+                let crowd = Crowd { list: List::begun_by(first), lost };
+                let place = crowd.list.join(holder);
+                *self = OfTopic::Crowd(Arc::new(crowd));
+                place
+            }
+        }
+    }
+
+    /// The commit LSN of the topic's newest change that has left the window since the list began.
+    fn lost(&self) -> &AtomicU64 {
+        match self {
+            OfTopic::One(lone) => &lone.holder().lost,
+            OfTopic::Crowd(crowd) => &crowd.lost,
+        }
+    }
+}
+
 impl Waiter {
     /// See [`Place::woken`].
-    pub fn woken(&self) -> Woken<'_, Lease> {
+    pub fn woken(&self) -> Woken<'_> {
         self.place.woken()
+    }
+
+    /// See [`Place::rest`].
+    pub fn rest(&self) {
+        self.place.rest();
     }
 
     /// Whether the window has held every change of the topic from there on, since this waiter came.
     pub fn lost_nothing_after(&self, position: Position) -> bool {
-        self.list.lost.load(Ordering::Acquire) < position.lsn.0
+        let waiting = self.waiters.topics.get(&self.topic);
+        waiting.is_none_or(|waiting| waiting.lost().load(Ordering::Acquire) < position.lsn.0)
     }
 
     /// Whether the lease is over.
     pub fn is_over(&self) -> bool {
-        self.place.holder().over().is_some()
+        self.place.holder().lease.over().is_some()
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let (list, place) = (&self.list.list, &self.place);
-        self.waiters.topics.remove_if_mut(&self.topic, |_, _| list.leave(place));
+        self.waiters.topics.remove_if_mut(&self.topic, |_, waiting| match waiting {
+            OfTopic::One(_) => true,
+            OfTopic::Crowd(crowd) => crowd.list.leave(&self.place),
+        });
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::FutureExt as _;
-
-    use super::super::topic::Topics;
-    use super::*;
-
-    #[tokio::test]
-    async fn a_wake_between_asking_and_awaiting_is_not_lost() {
-        let waiters = Arc::new(Waiters::default());
-        let topic = Topics::default().run("env", "run");
-        let waiter = waiters.join(topic, Lease::default());
-        let woken = waiter.woken();
-        waiters.wake(topic);
-        woken.await;
-    }
-
-    #[tokio::test]
-    async fn who_has_lost_the_lease_is_woken_and_nobody_else() {
-        let waiters = Arc::new(Waiters::default());
-        let topics = Topics::default();
-        let lost = Lease::default();
-        let joined = [
-            waiters.join(topics.run("env", "a"), lost.clone()),
-            waiters.join(topics.run("env", "a"), Lease::default()),
-            waiters.join(topics.run("env", "b"), lost.clone()),
-        ];
-        let mut waits: Vec<_> = joined.iter().map(Waiter::woken).collect();
-        waiters.wake_ended();
-        assert!(waits.iter_mut().all(|woken| woken.now_or_never().is_none()));
-        lost.end(1);
-        waiters.wake_ended();
-        let woken: Vec<_> = waits.iter_mut().map(|w| w.now_or_never().is_some()).collect();
-        assert_eq!(woken, [true, false, true]);
-    }
-
-    #[test]
-    fn the_last_to_leave_removes_the_list() {
-        let waiters = Arc::new(Waiters::default());
-        let topic = Topics::default().run("env", "run");
-        let (a, b) = (waiters.join(topic, Lease::default()), waiters.join(topic, Lease::default()));
-        drop(a);
-        assert_eq!(waiters.len(), 1);
-        drop(b);
-        assert_eq!(waiters.len(), 0);
-    }
-}
+#[path = "waiters_tests.rs"]
+mod tests;

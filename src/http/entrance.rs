@@ -62,7 +62,7 @@ impl Answers for Entrance {
         &self,
         peer: IpAddr,
         mut request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Body>> + Send + 'static {
+    ) -> impl Future<Output = Response<Body>> + Send + use<> {
         if is_probe(&request) {
             return Either::Right(Either::Right(Box::pin(self.routes.answer(peer, request))));
         }

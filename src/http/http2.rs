@@ -11,7 +11,8 @@ use std::time::Duration;
 use axum::body::{Body, HttpBody as _};
 use axum::http::header::ORIGIN;
 use axum::http::{Request, Response};
-use futures_util::StreamExt as _;
+use futures_util::future::{Either, ready};
+use futures_util::{FutureExt as _, StreamExt as _};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -48,9 +49,7 @@ pub async fn converse<A: Answers>(
     let work = Arc::new(Work::default());
     let service = {
         let (shared, work) = (Arc::clone(shared), Arc::clone(&work));
-        service_fn(move |request| {
-            answer(Arc::clone(&shared), AtWork::begin(&work), peer.address, request)
-        })
+        service_fn(move |request| answer(&shared, AtWork::begin(&work), peer.address, request))
     };
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -83,12 +82,15 @@ pub async fn converse<A: Answers>(
 
 /// Answers one request, if it finds a place. The connection's own place is for the first of those
 /// that are at work.
-async fn answer<A: Answers>(
-    shared: Arc<Shared<A>>,
+///
+/// No `async fn`: that would have room for the whole request for as long as the answer takes, and
+/// hundreds of held polls share a connection.
+fn answer<A: Answers>(
+    shared: &Shared<A>,
     at_work: AtWork,
     peer: IpAddr,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<A> {
     let place = match at_work.is_first {
         true => None,
         false => match Arc::clone(&shared.places).try_acquire_owned() {
@@ -98,13 +100,18 @@ async fn answer<A: Answers>(
                 let mut response = HttpError::Unavailable.response();
                 let origin = request.headers().get(ORIGIN).cloned();
                 cors::on_refusal(origin, response.headers_mut());
-                return Ok(response);
+                return Either::Left(ready(Ok(response)));
             }
         },
     };
-    let response = shared.answers.answer(peer, request).await;
-    let is_whole = response.body().size_hint().exact().is_some();
-    Ok(if is_whole { response } else { response.map(|body| at_work_on(body, (place, at_work))) })
+    Either::Right(shared.answers.answer(peer, request).map(move |response| {
+        let is_whole = response.body().size_hint().exact().is_some();
+        Ok(if is_whole {
+            response
+        } else {
+            response.map(|body| at_work_on(body, (place, at_work)))
+        })
+    }))
 }
 
 /// A body that is still being made, such as events: its request is at work until it ends.

@@ -49,7 +49,7 @@ pub trait Answers: Clone + Send + Sync + 'static {
         &self,
         peer: IpAddr,
         request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Body>> + Send + 'static;
+    ) -> impl Future<Output = Response<Body>> + Send + use<Self>;
 }
 
 impl Answers for Router {
@@ -57,7 +57,7 @@ impl Answers for Router {
         &self,
         _: IpAddr,
         request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Body>> + Send + 'static {
+    ) -> impl Future<Output = Response<Body>> + Send + use<> {
         self.clone().oneshot(request).map(|Ok(response): Result<_, Infallible>| response)
     }
 }

@@ -28,15 +28,16 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(super) async fn stream(
     app: Arc<App>,
     shape: ShapeRequest,
-    poll: Box<Poll>,
+    mut poll: Poll,
     expires_at: Option<SystemTime>,
     metrics: FeedMetrics,
     live: LivePlace,
 ) -> Result<Response<Body>, Outcome> {
-    let refetch = || Err(app.feeds.refetch(&poll.view, &poll.handle, poll.after));
-    let Some(mut subscription) = app.feeds.subscribe(&poll).await else { return refetch() };
-    let mut next = match subscription.next(&poll.view, poll.throttle, None).await {
-        Next::TooOld => return refetch(),
+    let refetch = |poll: &Poll| Err(app.feeds.refetch(&poll.view, &poll.handle, poll.after));
+    let Some(mut subscription) = app.feeds.subscribe(&poll).await else { return refetch(&poll) };
+    poll.hold_until = None;
+    let mut next = match subscription.next(&poll).await {
+        Next::TooOld => return refetch(&poll),
         Next::Unavailable => return Err(Outcome::Unavailable),
         Next::Over => return Err(Outcome::Over(poll.lease)),
         next => next,
@@ -46,7 +47,7 @@ pub(super) async fn stream(
         .map_or(life, |end| end.duration_since(SystemTime::now()).unwrap_or_default().min(life));
     let end = Instant::now() + left;
     let keep_alive = KEEP_ALIVE.min(app.sse_life / 4);
-    let Poll { view, handle, after, throttle, .. } = *poll;
+    let (handle, after) = (std::mem::take(&mut poll.handle), poll.after);
     let drain = app.drain.clone();
     // Begun before the body is polled, so that one that never is ends like any other.
     let held = Held::begin(&metrics.holds, live);
@@ -70,8 +71,8 @@ pub(super) async fn stream(
                 // The client comes back from its last offset, and is told then.
                 Next::TooOld | Next::Unavailable | Next::Over => return,
             }
-            let until = end.min(Instant::now() + keep_alive);
-            next = subscription.next(&view, throttle, Some(until)).await;
+            poll.hold_until = Some(end.min(Instant::now() + keep_alive));
+            next = subscription.next(&poll).await;
         }
     };
     Ok(shape::events(shape, handle.into(), after, Body::from_stream(events)))

@@ -35,15 +35,15 @@ pub(super) struct Subscriber<'a> {
 }
 
 /// What an admitted request wants.
-pub(super) struct Asked {
-    shape: ShapeRequest,
-    work: Work,
+pub(super) enum Asked {
+    Poll(ShapeRequest, Box<Poll>),
+    Other(ShapeRequest, Work),
 }
 
-enum Work {
+/// What is no poll.
+pub(super) enum Work {
     OpenRun(Box<Open>, Arc<str>, Box<Caller>),
     OpenList(Box<Open>, Box<Caller>),
-    Poll(Box<Poll>),
     Stream(Box<Poll>, Option<SystemTime>),
 }
 
@@ -87,11 +87,10 @@ impl<'a> Subscriber<'a> {
                 let handle = handle.into_boxed_str();
                 let lease = self.caller.lease;
                 let poll = Box::new(Poll { view, handle, after, hold_until, throttle, lease });
-                if self.query.live && self.query.sse {
-                    Work::Stream(poll, self.caller.expires_at)
-                } else {
-                    Work::Poll(poll)
+                if !(self.query.live && self.query.sse) {
+                    return Asked::Poll(shape, poll);
                 }
+                Work::Stream(poll, self.caller.expires_at)
             }
             handle => {
                 let run = match &view.feed.runs {
@@ -106,7 +105,7 @@ impl<'a> Subscriber<'a> {
                 }
             }
         };
-        Asked { shape, work }
+        Asked::Other(shape, work)
     }
 
     /// The token's claim wins over the query, and the query over the environment's default.
@@ -151,11 +150,23 @@ pub(super) fn feed(
     let reply = Reply { kind, origin: origin(&head.headers), gzip: accepts_gzip(&head.headers) };
     let admitted = Box::pin(admit(Arc::clone(&app), route, head, admitted));
     async move {
-        let asked = admitted.await;
-        match asked {
-            Ok(asked) => reply.serve(app, asked).await,
-            Err(error) => reply.refuse(&error),
-        }
+        let (mut poll, shape) = match admitted.await {
+            Ok(Asked::Poll(shape, poll)) => (poll, shape),
+            Ok(Asked::Other(shape, work)) => {
+                return Box::pin(reply.serve(&app, shape, work)).await;
+            }
+            Err(error) => return reply.refuse(&error),
+        };
+        let held = match poll.hold_until {
+            Some(_) => match app.limits.live.enter(&poll.view.feed.environment) {
+                Some(live) => Some(Held::begin(&app.metrics.of(kind).holds, live)),
+                None => return reply.refuse(&HttpError::TooManyLive),
+            },
+            None => None,
+        };
+        let outcome = app.feeds.poll(&mut poll).await;
+        drop(held);
+        reply.tell(&app, shape, outcome).await
     }
 }
 
@@ -176,66 +187,54 @@ async fn admit(
 }
 
 /// A copy: the value itself would keep the buffer that the request was read into.
-fn origin(headers: &HeaderMap) -> Option<HeaderValue> {
-    HeaderValue::from_bytes(headers.get(ORIGIN)?.as_bytes()).ok()
+fn origin(headers: &HeaderMap) -> Option<Box<HeaderValue>> {
+    HeaderValue::from_bytes(headers.get(ORIGIN)?.as_bytes()).ok().map(Box::new)
 }
 
 /// How answers go back to this client, whatever they are.
 struct Reply {
     kind: Kind,
-    origin: Option<HeaderValue>,
     gzip: bool,
+    origin: Option<Box<HeaderValue>>,
 }
 
 impl Reply {
     fn refuse(self, error: &HttpError) -> Response<Body> {
         let mut response = error.response();
-        cors::on_refusal(self.origin, response.headers_mut());
+        cors::on_refusal(self.origin.map(|origin| *origin), response.headers_mut());
         response
     }
 
-    /// Does what was asked and answers.
-    async fn serve(self, app: Arc<App>, asked: Asked) -> Response<Body> {
-        let Asked { shape, work } = asked;
+    /// Does what is no poll and answers.
+    async fn serve(self, app: &Arc<App>, shape: ShapeRequest, work: Work) -> Response<Body> {
         let outcome = match work {
             Work::OpenRun(open, run, caller) => {
                 let opens = |facts: &Facts| may_read_run(&caller.ability, &run, facts);
                 let opened = Box::pin(app.feeds.open_run(*open, opens)).await;
-                match still_good(&caller) {
-                    Ok(()) => opened,
-                    Err(error) => return self.refuse(&error),
-                }
+                still_good(&caller).map(|()| opened)
             }
             Work::OpenList(open, caller) => {
                 let opened = Box::pin(app.feeds.open_list(*open)).await;
-                match still_good(&caller) {
-                    Ok(()) => opened,
-                    Err(error) => return self.refuse(&error),
-                }
+                still_good(&caller).map(|()| opened)
             }
             Work::Stream(poll, expires_at) => {
                 let Some(live) = app.limits.live.enter(&poll.view.feed.environment) else {
                     return self.refuse(&HttpError::TooManyLive);
                 };
-                let (app, metrics) = (Arc::clone(&app), app.metrics.of(self.kind).clone());
-                match Box::pin(sse::stream(app, shape, poll, expires_at, metrics, live)).await {
+                let (app, metrics) = (Arc::clone(app), app.metrics.of(self.kind).clone());
+                match Box::pin(sse::stream(app, shape, *poll, expires_at, metrics, live)).await {
                     Ok(response) => return response,
-                    Err(outcome) => outcome,
+                    Err(outcome) => Ok(outcome),
                 }
             }
-            Work::Poll(poll) => {
-                let held = match poll.hold_until {
-                    Some(_) => match app.limits.live.enter(&poll.view.feed.environment) {
-                        Some(live) => Some(Held::begin(&app.metrics.of(self.kind).holds, live)),
-                        None => return self.refuse(&HttpError::TooManyLive),
-                    },
-                    None => None,
-                };
-                let outcome = app.feeds.poll(poll).await;
-                drop(held);
-                outcome
-            }
         };
+        match outcome {
+            Ok(outcome) => self.tell(app, shape, outcome).await,
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    async fn tell(self, app: &App, shape: ShapeRequest, outcome: Outcome) -> Response<Body> {
         match outcome {
             Outcome::Answer(answer) => {
                 if let Some(committed_at) = answer.committed_at {

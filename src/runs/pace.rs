@@ -8,13 +8,18 @@ use tokio::time::Instant;
 const PER_RUN: Duration = Duration::from_millis(1);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_millis(150);
+/// When nobody has come for this part of the pause, nobody is waited for any longer,
+const QUIET: u32 = 8;
+/// and not before: those of a crowd may come a fraction of a millisecond apart.
+const SHORTEST_QUIET: Duration = Duration::from_millis(2);
 
 /// The pause after a batch, which grows with its size.
 ///
 /// A request that comes alone goes at once. When more than a thousand come in a second, each batch is
 /// larger than the one before and the pauses grow to their longest, so that a crowd that trickles in
 /// over seconds costs tens of statements and not thousands. The next pause is at least half of the
-/// last, since crowds come unevenly.
+/// last, since crowds come unevenly. A crowd that comes again only once it is answered, so many at a
+/// time, is not waited for once all of it is there.
 #[derive(Debug)]
 pub(super) struct Pace {
     next: Instant,
@@ -26,9 +31,14 @@ impl Pace {
         Pace { next: now, pause: Duration::ZERO }
     }
 
-    /// When the next batch may go, unless it is full before.
+    /// When the pause is over.
     pub fn next(&self) -> Instant {
         self.next
+    }
+
+    /// When a batch may go whose last came then, unless it is full or somebody comes before.
+    pub fn due(&self, last_came: Instant) -> Instant {
+        self.next.min(last_came + SHORTEST_QUIET.max(self.pause / QUIET))
     }
 
     /// A batch of so many runs goes now.
@@ -51,18 +61,16 @@ mod tests {
         let mut arrivals = arrivals.map(|after| begin + after).peekable();
         let mut pace = Pace::new(begin);
         let (mut batches, mut longest) = (0, Duration::ZERO);
-        while let Some(&first) = arrivals.peek() {
-            let mut now = first.max(pace.next());
-            let mut batch = Vec::new();
-            while let Some(arrival) = arrivals.next_if(|arrival| *arrival <= now) {
-                batch.push(arrival);
-                if batch.len() == 1_000 {
-                    now = now.min(arrival.max(first));
-                    break;
-                }
+        while let Some(first) = arrivals.next() {
+            let (mut last, mut size) = (first, 1);
+            while size < 1_000
+                && let Some(arrival) = arrivals.next_if(|next| *next <= pace.due(last).max(last))
+            {
+                (last, size) = (arrival, size + 1);
             }
+            let now = if size == 1_000 { last } else { pace.due(last).max(last) };
             longest = longest.max(now - first);
-            pace.sent(now, batch.len());
+            pace.sent(now, size);
             batches += 1;
         }
         (batches, longest)
@@ -92,6 +100,20 @@ mod tests {
         });
         let (batches, _) = batches(gusts, Instant::now());
         assert!(batches <= 50, "{batches} batches");
+    }
+
+    #[test]
+    fn a_crowd_that_comes_again_when_it_is_answered_is_not_kept_waiting_for_nobody() {
+        let (begin, crowd, answered_after) = (Instant::now(), 128, Duration::from_millis(10));
+        let (mut pace, mut now) = (Pace::new(begin), begin);
+        let mut waited = Duration::ZERO;
+        for _ in 0..100 {
+            let last_came = now + answered_after;
+            now = pace.due(last_came).max(last_came);
+            waited += now - last_came;
+            pace.sent(now, crowd);
+        }
+        assert!(waited <= 100 * LONGEST / QUIET, "{waited:?}");
     }
 
     #[test]

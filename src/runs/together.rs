@@ -60,6 +60,7 @@ struct Kind {
 #[derive(Debug)]
 struct Asked {
     list: Tagged,
+    came: Instant,
     answer: oneshot::Sender<Result<ListRead, Unavailable>>,
 }
 
@@ -93,7 +94,7 @@ impl Together {
             return Ok(Err(Unavailable::Full));
         };
         let (answer, receive) = oneshot::channel();
-        self.0.push(kind, Asked { list, answer });
+        self.0.push(kind, Asked { list, came: Instant::now(), answer });
         Ok(match tokio::time::timeout(within, receive).await {
             Ok(answer) => answer.unwrap_or(Err(Unavailable::Failed)),
             Err(_) => Err(Unavailable::Late),
@@ -124,8 +125,8 @@ impl Shared {
     async fn drive(self: Arc<Self>, kind: Kind) {
         let mut pace = Pace::new(Instant::now());
         loop {
-            if self.unsent.lock().get(&kind).is_none_or(|lists| lists.len() < self.bounds.batch) {
-                tokio::time::sleep_until(pace.next()).await;
+            while let Some(due) = self.due(&kind, &pace) {
+                tokio::time::sleep_until(due).await;
             }
             if let Entry::Occupied(waiting) = self.unsent.lock().entry(kind.clone())
                 && waiting.get().is_empty()
@@ -144,6 +145,14 @@ impl Shared {
                 Err(Full) => refuse(batch, Unavailable::Full),
             }
         }
+    }
+
+    /// Until when others are waited for, if they are.
+    fn due(&self, kind: &Kind, pace: &Pace) -> Option<Instant> {
+        let unsent = self.unsent.lock();
+        let waiting = unsent.get(kind).filter(|waiting| waiting.len() < self.bounds.batch)?;
+        let due = waiting.last().map_or(pace.next(), |last| pace.due(last.came));
+        (due > Instant::now()).then_some(due)
     }
 
     fn next_batch(&self, kind: &Kind) -> Vec<Asked> {

@@ -3,10 +3,9 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::task::{Context, Poll, Waker};
 
-use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use slab::Slab;
 
@@ -22,21 +21,35 @@ pub struct List<T> {
     pub(super) in_rounds: AtomicBool,
 }
 
-/// A place on a [`List`], which is to be told when it is given up.
+/// A place to wait at, on a [`List`], which is to be told when it is given up, or on none.
 #[derive(Debug)]
 pub struct Place<T> {
     inner: Arc<Inner<T>>,
+    /// Where it is on its list; one that is on none is the first of a list that may come.
     key: usize,
 }
 
+/// Wakes a place that is on no list.
+#[derive(Debug)]
+pub struct Lone<T>(Arc<Inner<T>>);
+
 #[derive(Debug)]
 struct Inner<T> {
-    waker: AtomicWaker,
-    woken: AtomicBool,
-    /// The slice that waits for this one to have run.
-    slice: Mutex<Option<Arc<Slice>>>,
+    /// One lock for what would be three: most of the time nobody else has it.
+    wait: Mutex<Wait>,
     holder: T,
 }
+
+#[derive(Debug, Default)]
+struct Wait {
+    woken: bool,
+    waker: Option<Waker>,
+    /// The slice that waits for this one to have run.
+    slice: Option<Arc<Slice>>,
+}
+
+/// The key of a list's first place.
+const FIRST: usize = 0;
 
 impl<T> Default for List<T> {
     fn default() -> Self {
@@ -52,10 +65,17 @@ impl<T> AsRef<List<T>> for List<T> {
 }
 
 impl<T> List<T> {
+    /// A list that begins with one who waited alone, for others to join.
+    pub fn begun_by(lone: &Lone<T>) -> List<T> {
+        let mut places = Slab::with_capacity(2);
+        let key = places.insert(Arc::clone(&lone.0));
+        debug_assert_eq!(key, FIRST);
+        List { places: Mutex::new(places), ..List::default() }
+    }
+
     /// Takes a place on it.
     pub fn join(&self, holder: T) -> Place<T> {
-        let (waker, woken) = (AtomicWaker::new(), AtomicBool::new(false));
-        let inner = Arc::new(Inner { waker, woken, slice: Mutex::default(), holder });
+        let inner = Arc::new(Inner { wait: Mutex::default(), holder });
         let key = self.places.lock().insert(Arc::clone(&inner));
         Place { inner, key }
     }
@@ -101,38 +121,79 @@ impl<T> List<T> {
 
 impl<T> Inner<T> {
     fn wake(&self) {
-        self.woken.store(true, Ordering::Release);
-        self.waker.wake();
+        let waker = {
+            let mut wait = self.wait.lock();
+            wait.woken = true;
+            wait.waker.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
     }
 
     /// Who does not wait just now, since it sends what it was told before, is not waited for.
     fn wake_in(&self, slice: &Arc<Slice>) {
-        slice.one_more();
-        let former = self.slice.lock().replace(Arc::clone(slice));
-        if let Some(former) = former {
-            former.one_has_run();
-        }
-        self.woken.store(true, Ordering::Release);
-        match self.waker.take() {
-            Some(waker) => waker.wake(),
-            None => self.has_run(),
-        }
+        let (waker, former) = {
+            let mut wait = self.wait.lock();
+            wait.woken = true;
+            let (waker, former) = (wait.waker.take(), wait.slice.take());
+            if waker.is_some() {
+                slice.one_more();
+                wait.slice = Some(Arc::clone(slice));
+            }
+            (waker, former)
+        };
+        former.iter().for_each(|former| former.one_has_run());
+        waker.into_iter().for_each(Waker::wake);
     }
 
-    fn has_run(&self) {
-        if let Some(slice) = self.slice.lock().take() {
-            slice.one_has_run();
-        }
+    fn rest(&self) {
+        let (_waker, slice) = {
+            let mut wait = self.wait.lock();
+            (wait.waker.take(), wait.slice.take())
+        };
+        slice.iter().for_each(|slice| slice.one_has_run());
+    }
+}
+
+impl<T> Lone<T> {
+    /// Wakes it.
+    pub fn wake(&self) {
+        self.0.wake();
+    }
+
+    /// What is known of who holds the place.
+    pub fn holder(&self) -> &T {
+        &self.0.holder
+    }
+}
+
+impl<T> Clone for Lone<T> {
+    fn clone(&self) -> Self {
+        Lone(Arc::clone(&self.0))
     }
 }
 
 impl<T> Place<T> {
+    /// A place on no list, which takes no memory but its own.
+    pub fn alone(holder: T) -> (Place<T>, Lone<T>) {
+        let inner = Arc::new(Inner { wait: Mutex::default(), holder });
+        (Place { inner: Arc::clone(&inner), key: FIRST }, Lone(inner))
+    }
+
     /// Ends at the first wake after this call, also if that comes before it is first polled. So:
     /// call this, then look for news, then await it.
     pub fn woken(&self) -> Woken<'_, T> {
-        self.inner.woken.store(false, Ordering::Release);
-        self.inner.has_run();
+        let slice = {
+            let mut wait = self.inner.wait.lock();
+            wait.woken = false;
+            wait.slice.take()
+        };
+        slice.iter().for_each(|slice| slice.one_has_run());
         Woken(&self.inner)
+    }
+
+    /// It is busy: nobody waits for it to have run.
+    pub fn rest(&self) {
+        self.inner.rest();
     }
 
     /// What is known of who holds it.
@@ -143,13 +204,13 @@ impl<T> Place<T> {
     /// Whether a slice waits for this one to have run.
     #[cfg(test)]
     pub(super) fn is_waited_for(&self) -> bool {
-        self.inner.slice.lock().is_some()
+        self.inner.wait.lock().slice.is_some()
     }
 }
 
 impl<T> Drop for Place<T> {
     fn drop(&mut self) {
-        self.inner.has_run();
+        self.rest();
     }
 }
 
@@ -161,21 +222,24 @@ impl<T> Future for Woken<'_, T> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let place = self.0;
-        if !place.woken.load(Ordering::Acquire) {
-            place.waker.register(context.waker());
-            if !place.woken.load(Ordering::Acquire) {
+        let slice = {
+            let mut wait = self.0.wait.lock();
+            if !wait.woken {
+                let waker = context.waker();
+                if !wait.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                    wait.waker = Some(waker.clone());
+                }
                 return Poll::Pending;
             }
-        }
-        place.has_run();
+            wait.slice.take()
+        };
+        slice.iter().for_each(|slice| slice.one_has_run());
         Poll::Ready(())
     }
 }
 
 impl<T> Drop for Woken<'_, T> {
     fn drop(&mut self) {
-        self.0.waker.take();
-        self.0.has_run();
+        self.0.rest();
     }
 }

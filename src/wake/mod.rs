@@ -6,5 +6,5 @@
 mod list;
 mod rounds;
 
-pub use list::{List, Place, Woken};
+pub use list::{List, Lone, Place, Woken};
 pub use rounds::Rounds;

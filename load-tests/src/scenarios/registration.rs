@@ -64,7 +64,7 @@ impl Registry {
         let feed = FeedKey { environment: environment.into(), runs };
         let columns = ColumnSet::EXPOSED;
         let head = self.feed.head();
-        let poll = Poll {
+        let mut poll = Poll {
             handle: Handle::issue(self.epoch, feed.digest(columns), head).encode().into(),
             view: View { feed, columns, old_statuses: false },
             after: Position::before(head),
@@ -73,7 +73,7 @@ impl Registry {
             lease: self.lease.clone(),
         };
         let feeds = Arc::clone(&self.feeds);
-        Registration(Box::pin(async move { feeds.poll(Box::new(poll)).await }))
+        Registration(Box::pin(async move { feeds.poll(&mut poll).await }))
     }
 }
 

@@ -21,11 +21,12 @@ impl Shared {
             while self.queued() == 0 {
                 self.arrived.notified().await;
             }
+            let mut last_came = Instant::now();
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            while self.queued() < self.bounds.batch && Instant::now() < pace.next() {
+            while self.queued() < self.bounds.batch && Instant::now() < pace.due(last_came) {
                 tokio::select! {
-                    () = tokio::time::sleep_until(pace.next()) => {}
-                    () = self.arrived.notified() => {}
+                    () = tokio::time::sleep_until(pace.due(last_came)) => {}
+                    () = self.arrived.notified() => last_came = Instant::now(),
                 }
             }
             let batch = self.next_batch();
