@@ -30,7 +30,7 @@ pub enum Runs {
     /// The runs that carry all of the tags and were created within the window before the feed began.
     Tagged {
         /// Sorted, without repetitions. None at all names every run.
-        tags: Box<[Box<str>]>,
+        tags: Arc<[Box<str>]>,
         /// How far back the list reaches.
         window: Duration,
     },
@@ -76,7 +76,8 @@ pub(super) struct Filter {
 enum Selected {
     One(Arc<str>),
     OfBatch(Arc<str>),
-    Tagged { tags: Box<[Box<str>]>, created_from: Box<str> },
+    /// The feed's tags, as the request has them.
+    Tagged(Arc<[Box<str>]>),
 }
 
 impl Filter {
@@ -95,12 +96,11 @@ impl Filter {
                 } else {
                     named.collect()
                 };
-                let created_from = floor.text().into();
-                (Selected::Tagged { tags: tags.clone(), created_from }, named)
+                (Selected::Tagged(Arc::clone(tags)), named)
             }
         };
-        let floor = if matches!(runs, Selected::Tagged { .. }) { floor } else { Floor::default() };
-        let by_tags = matches!(&runs, Selected::Tagged { tags, .. } if !tags.is_empty());
+        let floor = if matches!(runs, Selected::Tagged(_)) { floor } else { Floor::default() };
+        let by_tags = matches!(&runs, Selected::Tagged(tags) if !tags.is_empty());
         let untold = by_tags.then(|| numbers.untold(environment));
         let environment = Arc::clone(&key.environment);
         Filter { environment, runs, floor, topics: topics.into(), untold }
@@ -130,12 +130,21 @@ impl Filter {
         match &self.runs {
             Selected::One(id) => Some(image.text(Column::FriendlyId) == Some(id)),
             Selected::OfBatch(id) => Some(image.text(Column::BatchId) == Some(id)),
-            Selected::Tagged { tags, created_from } => {
-                if image.text(Column::CreatedAt).is_none_or(|at| *at < **created_from) {
+            Selected::Tagged(tags) => {
+                if !self.reaches_back_to(image) {
                     return Some(false);
                 }
                 carries(image, tags)
             }
+        }
+    }
+
+    /// Whether the run was created within a list's window.
+    fn reaches_back_to(&self, image: &Image) -> bool {
+        match image.created() {
+            Some(created) => created >= self.floor,
+            // A time beyond all floors, were it `infinity`, compares as the database compares it.
+            None => image.text(Column::CreatedAt).is_some_and(|at| *at >= *self.floor.text()),
         }
     }
 

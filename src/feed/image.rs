@@ -9,6 +9,7 @@ use tokio::sync::OnceCell;
 use super::body::{Bodies, Body};
 use super::wire;
 use crate::runs::columns::{Column, ColumnSet};
+use crate::runs::created::Floor;
 use crate::runs::tuple::{Cell, Tuple};
 
 /// Bodies rendered from one image that are kept for sharing. With more column sets than this among
@@ -22,6 +23,8 @@ pub struct Image {
     ends: [u32; Column::COUNT],
     null: ColumnSet,
     unknown: ColumnSet,
+    /// When the run was created, as far as a list's floor can tell.
+    created: Option<Floor>,
     bodies: Mutex<Vec<(MessageKey, Body)>>,
     /// This image with its unknown columns read from the database, once somebody needed them.
     pub(super) filled: OnceCell<Option<Arc<Image>>>,
@@ -155,11 +158,16 @@ impl Image {
             // Postgres limits a row's text to 1 GiB, well inside 32 bits.
             ends[column as usize] = text.len() as u32;
         }
+        let created = match cell_of(Column::CreatedAt) {
+            Cell::Text(text) => Floor::of(text),
+            Cell::Null | Cell::Unchanged => None,
+        };
         Image {
             text: text.into(),
             ends,
             null,
             unknown,
+            created,
             bodies: Mutex::default(),
             filled: OnceCell::new(),
             kept: Kept::default(),
@@ -185,6 +193,11 @@ impl Image {
             Cell::Text(text) => Some(text),
             Cell::Null | Cell::Unchanged => None,
         }
+    }
+
+    /// The highest floor of a list that the run is not below, if it is known when it was created.
+    pub fn created(&self) -> Option<Floor> {
+        self.created
     }
 
     /// Which columns are unknown.

@@ -144,7 +144,6 @@ impl Feed {
                 within.insert(Arc::clone(&id), known);
             }
             let index = batch.changes.len() as u32 + 1;
-            let created = image.text(Column::CreatedAt).and_then(Floor::of);
             let record = Record {
                 at: Position { lsn: tx.commit_lsn, index },
                 xid: tx.xid,
@@ -157,7 +156,7 @@ impl Feed {
                 urgent,
                 untold,
                 // What cannot be told was in every window.
-                created: created.unwrap_or(Floor(u32::MAX)),
+                created: image.created().unwrap_or(Floor(u32::MAX)),
                 before: places,
             };
             batch.changes.push((record, left));

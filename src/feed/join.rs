@@ -121,7 +121,7 @@ impl Feeds {
             }
             Runs::OfBatch(id) => Which::Batch { id: Arc::clone(id) },
             Runs::Tagged { tags, .. } => {
-                Which::Tags { tags: tags.clone(), created_from: floor.text() }
+                Which::Tags { tags: Arc::clone(tags), created_from: floor.text() }
             }
         };
         let query = ListQuery {

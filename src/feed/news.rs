@@ -98,6 +98,10 @@ impl Reading {
         let posting = window.rarest(&filter.topics).unwrap_or(&NOTHING);
         let untold = filter.untold.and_then(|topic| window.posting(topic)).unwrap_or(&NOTHING);
         let start = self.start_in(posting, window);
+        let untold_start = self.start_in(untold, window);
+        if start == posting.len() && untold_start == untold.len() {
+            return true;
+        }
         if self.runs.is_empty() {
             let earlier = posting.range(..start).rev().take(LOOK_BACK);
             let mut earlier = earlier.map(|number| window.record(*number));
@@ -105,7 +109,7 @@ impl Reading {
             self.news.previous_commit = previous.map(|record| record.commit_time);
         }
         let mut told = posting.range(start..).copied().peekable();
-        let mut untold = untold.range(self.start_in(untold, window)..).copied().peekable();
+        let mut untold = untold.range(untold_start..).copied().peekable();
         let mut left = stretch;
         while let Some(number) = lower(&mut told, &mut untold) {
             if left == 0 {
@@ -137,9 +141,25 @@ impl Reading {
         true
     }
 
-    /// Where what is still to be read begins.
+    /// Where what is still to be read begins. Most come for the newest, so it is looked for from the
+    /// end, in steps that double.
     fn start_in(&self, posting: &VecDeque<u64>, window: &Window) -> usize {
-        posting.partition_point(|number| window.record(*number).at <= self.next)
+        let is_read = |at: usize| window.record(posting[at]).at <= self.next;
+        let (mut low, mut high, mut step) = (posting.len(), posting.len(), 1);
+        while high > 0 {
+            low = high.saturating_sub(step);
+            if is_read(low) {
+                low += 1;
+                break;
+            }
+            (high, step) = (low, 2 * step);
+        }
+        // Before `low` all is read, from `high` on nothing.
+        while low < high {
+            let middle = low.midpoint(high);
+            if is_read(middle) { low = middle + 1 } else { high = middle }
+        }
+        low
     }
 
     fn touched(&mut self, run: &Arc<str>, had: Option<bool>) -> &mut Touched {

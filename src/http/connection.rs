@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::heads::HeadTimer;
+use super::heads::{HeadTimer, silence};
 use super::http2;
 use super::listen::{Answers, Limits, Patience, Peer};
 use super::socket::Socket;
@@ -112,10 +112,15 @@ async fn converse_http1<A: Answers>(
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), answers);
     let mut connection = pin!(connection);
+    let mut silence = pin!(silence(&peer, shared.patience.idle));
     // An error is the client's going away or its bad syntax, which hyper has answered.
     tokio::select! {
         _ = connection.as_mut() => return,
+        () = silence.as_mut() => return,
         () = shared.drain.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    let _ = connection.await;
+    tokio::select! {
+        _ = connection => {}
+        () = silence => {}
+    }
 }

@@ -7,12 +7,14 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::rt::{Sleep, Timer};
-use pin_project_lite::pin_project;
 
 use super::listen::Peer;
 
 /// The timer that hyper asks for when it begins to wait for a request, and drops when it has one. The
 /// wait that hyper has in mind is for silence; once the client has begun to speak, `head` counts.
+///
+/// Most requests come whole, so there is a real timer only for one that does not. Silence is noted, and
+/// looked after by [`silence`], with one timer for all requests of a connection.
 #[derive(Clone, Debug)]
 pub struct HeadTimer {
     /// For how long the rest of a head may take.
@@ -28,35 +30,52 @@ impl Timer for HeadTimer {
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
         self.peer.heard.store(false, Ordering::Relaxed);
-        let deadline = tokio::time::sleep_until(deadline.into());
-        Box::pin(HeadSleep { timer: self.clone(), speaks: false, deadline })
+        *self.peer.silent_until.lock() = Some(deadline);
+        Box::pin(HeadSleep { timer: self.clone(), rest: None })
     }
 }
 
-pin_project! {
-    /// Polled whenever what has been read is no whole head.
-    struct HeadSleep {
-        timer: HeadTimer,
-        speaks: bool,
-        #[pin]
-        deadline: tokio::time::Sleep,
-    }
+/// Polled whenever what has been read is no whole head.
+struct HeadSleep {
+    timer: HeadTimer,
+    /// The end of the head, once it has begun.
+    rest: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Future for HeadSleep {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
-        if !*this.speaks && this.timer.peer.heard.load(Ordering::Relaxed) {
-            *this.speaks = true;
-            let end = tokio::time::Instant::now() + this.timer.head;
-            if end < this.deadline.deadline() {
-                this.deadline.as_mut().reset(end);
-            }
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let HeadSleep { timer, rest } = &mut *self;
+        if rest.is_none() && timer.peer.heard.load(Ordering::Relaxed) {
+            *rest = Some(Box::pin(tokio::time::sleep(timer.head)));
         }
-        this.deadline.poll(cx)
+        match rest {
+            Some(rest) => rest.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for HeadSleep {
+    fn drop(&mut self) {
+        *self.timer.peer.silent_until.lock() = None;
     }
 }
 
 impl Sleep for HeadSleep {}
+
+/// Returns when a client has been silent between requests for as long as it may, which is `idle`.
+pub async fn silence(peer: &Peer, idle: Duration) {
+    let mut look = Instant::now() + idle;
+    loop {
+        tokio::time::sleep_until(look.into()).await;
+        let now = Instant::now();
+        look = match *peer.silent_until.lock() {
+            Some(end) if end <= now => return,
+            Some(end) => end,
+            // It has been asked something. Should it be silent from now on, it may be so until then.
+            None => now + idle,
+        };
+    }
+}

@@ -5,13 +5,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use futures_util::FutureExt as _;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
@@ -40,6 +41,8 @@ pub struct Peer {
     pub address: IpAddr,
     /// Set by the socket whenever something was read; see [`super::heads::HeadTimer`].
     pub heard: AtomicBool,
+    /// Until when it may say nothing, while a request is waited for.
+    pub silent_until: Mutex<Option<Instant>>,
 }
 
 /// What answers the requests of a listener.
@@ -138,7 +141,11 @@ pub async fn serve(
         };
         // Without it a small answer may wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
-        let peer = Peer { address: address.ip(), heard: AtomicBool::new(false) };
+        let peer = Peer {
+            address: address.ip(),
+            heard: AtomicBool::new(false),
+            silent_until: Mutex::default(),
+        };
         let mut socket = Socket::new(stream, Arc::new(peer), Arc::clone(&writes));
         let (shared, open) = (Arc::clone(&shared), open.clone());
         connections.spawn(async move {

@@ -67,9 +67,9 @@ pub(super) fn admit_list(app: &App, subscriber: Subscriber<'_>) -> Result<Asked,
 }
 
 /// The tags of a request, each once, in an order of their own (`runs-and-auth.md`, 3.2).
-fn tags(list: &str) -> Result<Box<[Box<str>]>, HttpError> {
+fn tags(list: &str) -> Result<Arc<[Box<str>]>, HttpError> {
     if list.is_empty() {
-        return Ok(Box::default());
+        return Ok(Arc::default());
     }
     let unsafe_in = |c: char| c <= '\u{1f}' || matches!(c, '\u{7f}' | '\\' | '"');
     if let Some(bad) = list.split(',').find(|tag| tag.is_empty() || tag.contains(unsafe_in)) {

@@ -92,7 +92,8 @@ pub fn answer(request: ShapeRequest, answer: Answer, gzip: Option<Bytes>) -> Res
     let compressed = gzip.is_some();
     let mut response = Response::new(Body::from(gzip.unwrap_or_else(|| answer.body.plain())));
     let headers = response.headers_mut();
-    *headers = if request.live { LIVE_HEADERS.clone() } else { CATCH_UP_HEADERS.clone() };
+    let complete = if request.live { &LIVE_HEADERS } else { &CATCH_UP_HEADERS };
+    *headers = complete.filled(&Values::of(request, answer.handle, answer.offset));
     if compressed {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
@@ -102,7 +103,6 @@ pub fn answer(request: ShapeRequest, answer: Answer, gzip: Option<Bytes>) -> Res
     if answer.truncated {
         headers.insert(&TRUNCATED, HeaderValue::from_static("true"));
     }
-    place(headers, request, answer.handle, answer.offset);
     response
 }
 
@@ -119,22 +119,36 @@ pub fn events(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     // Proxies of nginx' kind would collect events otherwise.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    place(headers, request, handle, offset);
+    Values::of(request, handle, offset).put_into(headers, request.live);
     response
 }
 
-fn place(headers: &mut HeaderMap, request: ShapeRequest, handle: String, offset: Position) {
-    // Neither a handle nor a number can hold what a header must not.
-    if let Ok(handle) = HeaderValue::from_maybe_shared(Bytes::from(handle)) {
-        put(headers, &HANDLE, handle);
+/// What headers say of one answer.
+struct Values {
+    handle: HeaderValue,
+    offset: HeaderValue,
+    /// The cursor of a live answer, and the schema of others.
+    own: HeaderValue,
+}
+
+impl Values {
+    fn of(request: ShapeRequest, handle: String, offset: Position) -> Values {
+        // Neither a handle nor a number can hold what a header must not.
+        let none = HeaderValue::from_static("");
+        let handle = HeaderValue::from_maybe_shared(Bytes::from(handle));
+        let place = HeaderValue::try_from(offset.to_string());
+        let own = if request.live { offset.lsn.0.into() } else { schema(request.columns) };
+        Values {
+            handle: handle.unwrap_or_else(|_| none.clone()),
+            offset: place.unwrap_or(none),
+            own,
+        }
     }
-    if let Ok(offset) = HeaderValue::try_from(offset.to_string()) {
-        put(headers, &OFFSET, offset);
-    }
-    if request.live {
-        put(headers, &CURSOR, HeaderValue::from(offset.lsn.0));
-    } else {
-        put(headers, &SCHEMA, schema(request.columns));
+
+    fn put_into(self, headers: &mut HeaderMap, live: bool) {
+        put(headers, &HANDLE, self.handle);
+        put(headers, &OFFSET, self.offset);
+        if live { put(headers, &CURSOR, self.own) } else { put(headers, &SCHEMA, self.own) }
     }
 }
 
@@ -171,21 +185,56 @@ static UP_TO_DATE: Names<2> = [name("electric-up-to-date"), name("electric-chunk
 /// Says that a list was longer than an answer may be.
 static TRUNCATED: HeaderName = name("x-runwire-truncated");
 
-/// All headers of a complete answer to `live=true`, and to others. What differs is replaced in a copy:
-/// a copy takes its memory once and in the right size.
-static LIVE_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| complete_headers(&CURSOR));
-static CATCH_UP_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| complete_headers(&SCHEMA));
+/// All headers of a complete answer to `live=true`, and to others.
+static LIVE_HEADERS: LazyLock<Complete> = LazyLock::new(|| Complete::with(true));
+static CATCH_UP_HEADERS: LazyLock<Complete> = LazyLock::new(|| Complete::with(false));
 
-fn complete_headers<const N: usize>(own: &'static Names<N>) -> HeaderMap {
-    let empty = HeaderValue::from_static("");
-    let mut headers = HeaderMap::new();
-    feed_headers(&mut headers);
-    headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
-    put(&mut headers, &UP_TO_DATE, empty.clone());
-    put(&mut headers, &HANDLE, empty.clone());
-    put(&mut headers, &OFFSET, empty.clone());
-    put(&mut headers, own, empty);
-    headers
+/// The headers of an answer, to be copied: a copy takes its memory once and in the right size. What
+/// differs is replaced by its place, which takes no look-up.
+struct Complete {
+    headers: HeaderMap,
+    /// What each header says, in the order of the map's values, which is the same in a copy.
+    says: Box<[Says]>,
+}
+
+#[derive(Clone, Copy)]
+enum Says {
+    TheSame,
+    Handle,
+    Offset,
+    Own,
+}
+
+impl Complete {
+    fn with(live: bool) -> Complete {
+        let empty = || HeaderValue::from_static("");
+        let mut headers = HeaderMap::new();
+        feed_headers(&mut headers);
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        put(&mut headers, &UP_TO_DATE, empty());
+        let values = Values { handle: empty(), offset: empty(), own: empty() };
+        values.put_into(&mut headers, live);
+        let says = headers.keys().map(|name| match name {
+            name if HANDLE.contains(name) => Says::Handle,
+            name if OFFSET.contains(name) => Says::Offset,
+            name if CURSOR.contains(name) || SCHEMA.contains(name) => Says::Own,
+            _ => Says::TheSame,
+        });
+        Complete { says: says.collect(), headers }
+    }
+
+    fn filled(&self, values: &Values) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        for (value, says) in headers.values_mut().zip(&self.says) {
+            match says {
+                Says::TheSame => {}
+                Says::Handle => value.clone_from(&values.handle),
+                Says::Offset => value.clone_from(&values.offset),
+                Says::Own => value.clone_from(&values.own),
+            }
+        }
+        headers
+    }
 }
 
 fn feed_headers(headers: &mut HeaderMap) {

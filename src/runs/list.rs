@@ -33,7 +33,7 @@ pub enum Which {
     /// Those that have all of these tags, of which there may be none.
     Tags {
         /// The tags, exactly as they are, without NUL, which the door refuses.
-        tags: Box<[Box<str>]>,
+        tags: Arc<[Box<str>]>,
         /// Created then or later: `YYYY-MM-DD HH:MM:SS` of UTC.
         created_from: String,
     },

@@ -68,7 +68,7 @@ struct Asked {
 #[derive(Clone, Debug)]
 struct Tagged {
     /// One at least.
-    tags: Box<[Box<str>]>,
+    tags: Arc<[Box<str>]>,
     created_from: String,
 }
 
@@ -236,7 +236,7 @@ fn which(part: &[Asked]) -> Which {
 /// The tag that each of them is read by, with the lists that it stands for.
 fn leading(part: &[Asked]) -> HashMap<&str, Vec<usize>> {
     let mut sharing: HashMap<&str, usize> = HashMap::new();
-    for tag in part.iter().flat_map(|asked| &asked.list.tags) {
+    for tag in part.iter().flat_map(|asked| asked.list.tags.iter()) {
         *sharing.entry(tag).or_default() += 1;
     }
     let mut leading: HashMap<&str, Vec<usize>> = HashMap::new();
