@@ -31,7 +31,8 @@ pub struct Waiters {
     rounds: Rounds,
 }
 
-/// Who waits on a topic. Most topics are a run with one client, which takes no memory but its place.
+/// Who waits on a topic. Most topics are a run with one client, which takes no memory but its place;
+/// nothing of it has left the window since it came.
 #[derive(Clone, Debug)]
 enum List {
     One(Arc<Place>),
@@ -43,7 +44,7 @@ struct Crowd {
     places: Mutex<Slab<Arc<Place>>>,
     /// How often the topic was woken.
     wakes: AtomicU64,
-    /// See [`List::lost`].
+    /// The commit LSN of the topic's newest change that has left the window since the list began.
     lost: AtomicU64,
     /// Whether the list waits for its next slice.
     in_rounds: AtomicBool,
@@ -52,8 +53,6 @@ struct Crowd {
 #[derive(Debug, Default)]
 struct Place {
     wait: Mutex<Wait>,
-    /// See [`List::lost`]; that of a crowd counts for all of its places.
-    lost: AtomicU64,
     /// What its waiter may see, it may see for as long as this.
     lease: Lease,
 }
@@ -106,7 +105,9 @@ impl Waiters {
                 entry.insert(List::One(Arc::clone(&place)));
                 FIRST
             }
-            Entry::Occupied(mut entry) => entry.get_mut().push(Arc::clone(&place)),
+            Entry::Occupied(mut entry) => {
+                entry.get_mut().as_crowd().places.lock().insert(Arc::clone(&place))
+            }
         };
         Waiter { waiters: Arc::clone(self), topic, place, key }
     }
@@ -134,8 +135,8 @@ impl Waiters {
     /// A change of this commit LSN has left the window that was found under the topic. To be called
     /// before anybody can see that it has.
     pub fn lost(&self, topic: Topic, commit: Lsn) {
-        if let Some(list) = self.topics.get(&topic) {
-            list.lost().fetch_max(commit.0, Ordering::AcqRel);
+        if let Some(mut list) = self.topics.get_mut(&topic) {
+            list.as_crowd().lost.fetch_max(commit.0, Ordering::AcqRel);
         }
     }
 
@@ -203,30 +204,18 @@ impl Waiters {
 const FIRST: usize = 0;
 
 impl List {
-    /// Adds a place and gives its key.
-    fn push(&mut self, place: Arc<Place>) -> usize {
-        let crowd = match self {
-            List::Crowd(crowd) => crowd,
-            List::One(first) => {
-                let crowd = Crowd {
-                    places: Mutex::new(Slab::with_capacity(2)),
-                    lost: AtomicU64::new(first.lost.load(Ordering::Acquire)),
-                    ..Crowd::default()
-                };
-                let key = crowd.places.lock().insert(Arc::clone(first));
-                debug_assert_eq!(key, FIRST);
-                *self = List::Crowd(Arc::new(crowd));
-                return self.push(place);
-            }
-        };
-        crowd.places.lock().insert(place)
-    }
-
-    /// The commit LSN of the topic's newest change that has left the window since the list began.
-    fn lost(&self) -> &AtomicU64 {
+    /// The list as a crowd's, which it is from then on.
+    fn as_crowd(&mut self) -> Arc<Crowd> {
         match self {
-            List::One(place) => &place.lost,
-            List::Crowd(crowd) => &crowd.lost,
+            List::Crowd(crowd) => Arc::clone(crowd),
+            List::One(place) => {
+                let mut places = Slab::with_capacity(2);
+                let key = places.insert(Arc::clone(place));
+                debug_assert_eq!(key, FIRST);
+                let crowd = Arc::new(Crowd { places: Mutex::new(places), ..Crowd::default() });
+                *self = List::Crowd(Arc::clone(&crowd));
+                crowd
+            }
         }
     }
 }
@@ -359,8 +348,10 @@ impl Waiter {
 
     /// Whether the window has held every change of the topic from there on, since this waiter came.
     pub fn lost_nothing_after(&self, position: Position) -> bool {
-        let list = self.waiters.topics.get(&self.topic);
-        list.is_none_or(|list| list.lost().load(Ordering::Acquire) < position.lsn.0)
+        match self.waiters.topics.get(&self.topic).as_deref() {
+            Some(List::Crowd(crowd)) => crowd.lost.load(Ordering::Acquire) < position.lsn.0,
+            Some(List::One(_)) | None => true,
+        }
     }
 
     /// It is busy: nobody waits for it to have run.
