@@ -19,57 +19,49 @@ pub struct Waiters {
     rounds: Rounds<Crowd>,
 }
 
-/// Who waits on a topic. Most topics are a run with one client, which takes no memory but its place.
+/// Who waits on a topic; what they may see, they may see for as long as their lease. Most topics are a
+/// run with one client, which takes no memory but its place; nothing of it has left the window since
+/// it came.
 #[derive(Clone, Debug)]
 enum OfTopic {
-    One(Lone<Holder>),
+    One(Lone<Lease>),
     Crowd(Arc<Crowd>),
 }
 
 #[derive(Debug)]
 struct Crowd {
-    list: List<Holder>,
-    /// See [`OfTopic::lost`].
+    list: List<Lease>,
+    /// The commit LSN of the topic's newest change that has left the window since the list began.
     lost: AtomicU64,
 }
 
-/// Who waits.
-#[derive(Debug)]
-pub struct Holder {
-    /// What they may see, they may see for as long as this.
-    lease: Lease,
-    /// See [`OfTopic::lost`]; that of a crowd counts for all of it.
-    lost: AtomicU64,
-}
-
-impl AsRef<List<Holder>> for Crowd {
-    fn as_ref(&self) -> &List<Holder> {
+impl AsRef<List<Lease>> for Crowd {
+    fn as_ref(&self) -> &List<Lease> {
         &self.list
     }
 }
 
 /// See [`Waiter::woken`].
-pub type Woken<'a> = wake::Woken<'a, Holder>;
+pub type Woken<'a> = wake::Woken<'a, Lease>;
 
 /// A place on a topic's wake list, given up when dropped.
 #[derive(Debug)]
 pub struct Waiter {
     waiters: Arc<Waiters>,
     topic: Topic,
-    place: Place<Holder>,
+    place: Place<Lease>,
 }
 
 impl Waiters {
     /// Takes a place on the topic's list, for as long as the lease is good.
     pub fn join(self: &Arc<Self>, topic: Topic, lease: Lease) -> Waiter {
-        let holder = Holder { lease, lost: AtomicU64::new(0) };
         let place = match self.topics.entry(topic) {
             Entry::Vacant(entry) => {
-                let (place, lone) = Place::alone(holder);
+                let (place, lone) = Place::alone(lease);
                 entry.insert(OfTopic::One(lone));
                 place
             }
-            Entry::Occupied(mut entry) => entry.get_mut().join(holder),
+            Entry::Occupied(mut entry) => entry.get_mut().as_crowd().list.join(lease),
         };
         Waiter { waiters: Arc::clone(self), topic, place }
     }
@@ -104,10 +96,10 @@ impl Waiters {
     /// Wakes those whose lease is over. It goes through all that wait: leases end rarely, and a list
     /// of waiters by lease would take memory for each.
     pub fn wake_ended(&self) {
-        self.wake_where(|holder| holder.lease.over().is_some());
+        self.wake_where(|lease| lease.over().is_some());
     }
 
-    fn wake_where(&self, holds: impl Fn(&Holder) -> bool) {
+    fn wake_where(&self, holds: impl Fn(&Lease) -> bool) {
         for waiting in &self.topics {
             match &*waiting {
                 OfTopic::One(lone) if holds(lone.holder()) => lone.wake(),
@@ -120,8 +112,8 @@ impl Waiters {
     /// A change of this commit LSN has left the window that was found under the topic. To be called
     /// before anybody can see that it has.
     pub fn lost(&self, topic: Topic, commit: Lsn) {
-        if let Some(waiting) = self.topics.get(&topic) {
-            waiting.lost().fetch_max(commit.0, Ordering::AcqRel);
+        if let Some(mut waiting) = self.topics.get_mut(&topic) {
+            waiting.as_crowd().lost.fetch_max(commit.0, Ordering::AcqRel);
         }
     }
 
@@ -137,25 +129,16 @@ impl Waiters {
 }
 
 impl OfTopic {
-    /// The crowd begins with the second to come.
-    fn join(&mut self, holder: Holder) -> Place<Holder> {
+    /// The topic as a crowd's, which it is from then on.
+    fn as_crowd(&mut self) -> Arc<Crowd> {
         match self {
-            OfTopic::Crowd(crowd) => crowd.list.join(holder),
+            OfTopic::Crowd(crowd) => Arc::clone(crowd),
             OfTopic::One(first) => {
-                let lost = AtomicU64::new(first.holder().lost.load(Ordering::Acquire));
-                let crowd = Crowd { list: List::begun_by(first), lost };
-                let place = crowd.list.join(holder);
-                *self = OfTopic::Crowd(Arc::new(crowd));
-                place
+                let crowd = Crowd { list: List::begun_by(first), lost: AtomicU64::new(0) };
+                let crowd = Arc::new(crowd);
+                *self = OfTopic::Crowd(Arc::clone(&crowd));
+                crowd
             }
-        }
-    }
-
-    /// The commit LSN of the topic's newest change that has left the window since the list began.
-    fn lost(&self) -> &AtomicU64 {
-        match self {
-            OfTopic::One(lone) => &lone.holder().lost,
-            OfTopic::Crowd(crowd) => &crowd.lost,
         }
     }
 }
@@ -173,13 +156,15 @@ impl Waiter {
 
     /// Whether the window has held every change of the topic from there on, since this waiter came.
     pub fn lost_nothing_after(&self, position: Position) -> bool {
-        let waiting = self.waiters.topics.get(&self.topic);
-        waiting.is_none_or(|waiting| waiting.lost().load(Ordering::Acquire) < position.lsn.0)
+        match self.waiters.topics.get(&self.topic).as_deref() {
+            Some(OfTopic::Crowd(crowd)) => crowd.lost.load(Ordering::Acquire) < position.lsn.0,
+            Some(OfTopic::One(_)) | None => true,
+        }
     }
 
     /// Whether the lease is over.
     pub fn is_over(&self) -> bool {
-        self.place.holder().lease.over().is_some()
+        self.place.holder().over().is_some()
     }
 }
 

@@ -69,7 +69,7 @@ async fn five_thousand_runs_come_newest_first_and_truncated_where_asked() {
 
     // n / 3 seconds after SINCE: all from 1,000 seconds on.
     let created_from = "2026-01-01 00:16:40".to_owned();
-    let which = Which::Tags { tags: Box::default(), created_from };
+    let which = Which::Tags { tags: std::sync::Arc::default(), created_from };
     let late = read(&database, &query(which)).await;
     assert_eq!(late.rows.len(), 5_000 - 2_999, "from the second itself on");
     let none = ListQuery { environment: arc("env_none"), ..query(tagged(&[])) };
