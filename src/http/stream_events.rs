@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, Response};
 use bytes::Bytes;
+use futures_util::future::OptionFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -34,14 +35,16 @@ pub(super) fn events(
     live: LivePlace,
 ) -> Response<Body> {
     let counted = Counted::begin(live);
-    let expires = caller
-        .expires_at
-        .map(|end| Instant::now() + end.duration_since(SystemTime::now()).unwrap_or_default());
+    // Boxed, since whoever has a key or asks for nothing special has no room for it.
+    let expires = caller.expires_at.map(|end| {
+        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+        Box::pin(tokio::time::sleep(left))
+    });
     let body = async_stream::stream! {
         let _counted = counted;
         // Once for all chunks.
         let mut drained = std::pin::pin!(drain.cancelled());
-        let mut expired = std::pin::pin!(at(expires));
+        let mut expired = OptionFuture::from(expires);
         let mut ended = std::pin::pin!(caller.lease.ended());
         let mut frames = Frames::default();
         let mut reader = Paced::new(reader, throttle);
@@ -52,7 +55,7 @@ pub(super) fn events(
             let next = tokio::select! {
                 biased;
                 () = &mut drained => Err(cut("the gateway is shutting down")),
-                () = &mut expired => Err(cut("the credential has expired")),
+                Some(()) = &mut expired => Err(cut("the credential has expired")),
                 () = &mut ended => Err(cut("the credential has ended")),
                 next = reader.next(until) => next.map_err(|error| {
                     metrics::counter!(telemetry::STREAM_FAULTS).increment(1);
@@ -121,13 +124,6 @@ impl Quiet {
 
 fn next_ping() -> Instant {
     Instant::now() + Duration::from_secs_f64(rand::random_range(QUIET))
-}
-
-async fn at(end: Option<Instant>) {
-    match end {
-        Some(end) => tokio::time::sleep_until(end).await,
-        None => std::future::pending().await,
-    }
 }
 
 fn cut(why: &'static str) -> io::Error {

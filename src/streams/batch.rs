@@ -14,6 +14,8 @@ pub struct Batch {
     /// The whole `data:` line and the blank one after it.
     data: Bytes,
     marks: Box<[Mark]>,
+    /// Where the records end in the data.
+    end: u32,
     /// When its last record was taken in.
     timestamp: u64,
 }
@@ -24,7 +26,7 @@ struct Mark {
     seq_num: u64,
     /// Where it begins in the data.
     start: u32,
-    /// What S2 counts it for, in bytes.
+    /// What S2 counts it and those before it in the batch for, in bytes.
     metered: u32,
 }
 
@@ -63,14 +65,54 @@ impl Batch {
     /// The records from this number on; `None` if it has none of them.
     pub fn part(&self, from: u64) -> Option<Part> {
         let skipped = self.marks.partition_point(|mark| mark.seq_num < from);
-        let marks = &self.marks[skipped..];
-        let first = marks.first()?;
+        let (had, marks) = self.marks.split_at(skipped);
+        let (first, last) = (marks.first()?, marks.last()?);
         let data = match skipped {
             0 => (None, self.data.clone()),
             _ => (Some(OPENING), self.data.slice(first.start as usize..)),
         };
-        let metered = marks.iter().map(|mark| u64::from(mark.metered)).sum();
+        let before = had.last().map_or(0, |mark| mark.metered);
+        let metered = u64::from(last.metered - before);
         Some(Part { records: marks.len() as u64, metered, data })
+    }
+
+    /// How many records it has.
+    pub(super) fn records(&self) -> usize {
+        self.marks.len()
+    }
+
+    /// These batches as one, which tells of the tail what the last of them does. `None` without any.
+    pub(super) fn merged<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Option<Batch> {
+        let last = batches.clone().last()?;
+        let closing = &last.data[last.end as usize..];
+        // Each with what divides it from the next, and the opening with the first.
+        let bytes: usize = batches.clone().map(|batch| batch.texts().len() + 1).sum();
+        let mut data = Vec::with_capacity(OPENING.len() + bytes - 1 + closing.len());
+        let mut marks = Vec::with_capacity(batches.clone().map(Batch::records).sum());
+        data.put_slice(OPENING);
+        let mut metered = 0;
+        for batch in batches {
+            if !marks.is_empty() {
+                data.put_u8(b',');
+            }
+            // Who merges sees to it that this is short.
+            let moved = (data.len() - OPENING.len()) as u32;
+            marks.extend(batch.marks.iter().map(|mark| Mark {
+                seq_num: mark.seq_num,
+                start: mark.start + moved,
+                metered: mark.metered.saturating_add(metered),
+            }));
+            metered = marks.last().map_or(0, |mark: &Mark| mark.metered);
+            data.put_slice(batch.texts());
+        }
+        let end = data.len() as u32;
+        data.put_slice(closing);
+        Some(Batch { data: data.into(), marks: marks.into(), end, timestamp: last.timestamp })
+    }
+
+    /// Its records, divided by commas.
+    fn texts(&self) -> &[u8] {
+        &self.data[OPENING.len()..self.end as usize]
     }
 }
 
@@ -102,7 +144,8 @@ impl BatchBuilder {
             self.data.put_u8(b',');
         }
         let start = u32::try_from(self.data.len()).unwrap_or(u32::MAX); // S2's batches are 1 MiB
-        let metered = u32::try_from(metered).unwrap_or(u32::MAX);
+        let before = self.marks.last().map_or(0, |mark| mark.metered);
+        let metered = u32::try_from(metered).unwrap_or(u32::MAX).saturating_add(before);
         self.marks.push(Mark { seq_num: at.seq_num, start, metered });
         let Position { seq_num, timestamp } = at;
         self.timestamp = timestamp;
@@ -130,6 +173,7 @@ impl BatchBuilder {
         if self.marks.is_empty() {
             return None;
         }
+        let end = u32::try_from(self.data.len()).unwrap_or(u32::MAX);
         self.data.put_u8(b']');
         if let Some(Position { seq_num, timestamp }) = tail {
             let _ = write!(self.data, r#","tail":{{"seq_num":{seq_num},"timestamp":{timestamp}}}"#);
@@ -137,7 +181,7 @@ impl BatchBuilder {
         self.data.put_slice(b"}\n\n");
         // Kept for long: no room that is not needed.
         let data = Bytes::from(self.data.freeze().to_vec());
-        Some(Batch { data, marks: self.marks.into(), timestamp: self.timestamp })
+        Some(Batch { data, marks: self.marks.into(), end, timestamp: self.timestamp })
     }
 
     fn text(&mut self, bytes: &[u8]) {
@@ -179,6 +223,34 @@ mod tests {
             "\n\n"
         );
         assert_eq!(text(&whole), expected);
+    }
+
+    #[test]
+    fn batches_that_are_merged_are_what_they_would_be_had_they_come_together() {
+        let body = |n: u64| format!("{n} \u{e4}");
+        let of = |numbers: std::ops::Range<u64>| {
+            let mut builder = BatchBuilder::new(0, 0);
+            for n in numbers.clone() {
+                let at = Position { seq_num: n, timestamp: n + 100 };
+                let headers: [(&[u8], &[u8]); 1] = [(b"a", b"]}")];
+                let headers = headers.iter().copied().take(n as usize % 2);
+                builder.push(at, headers, body(n).as_bytes(), n as usize);
+            }
+            builder.build(Some(Position { seq_num: numbers.end, timestamp: 7 })).unwrap()
+        };
+        let (parts, whole) = ([of(3..4), of(4..7), of(7..9)], of(3..9));
+        let merged = Batch::merged(parts.iter()).unwrap();
+        assert_eq!((merged.first(), merged.last()), (3, 8));
+        assert_eq!(merged.last_timestamp(), 108);
+        assert_eq!(merged.size(), whole.size());
+        for from in 0..9 {
+            let (ours, theirs) = (merged.part(from).unwrap(), whole.part(from).unwrap());
+            assert_eq!(text(&ours), text(&theirs));
+            assert_eq!((ours.records, ours.metered), (theirs.records, theirs.metered));
+        }
+        let again = Batch::merged([&merged, &of(9..10)].into_iter()).unwrap();
+        assert_eq!(text(&again.part(0).unwrap()), text(&of(3..10).part(0).unwrap()));
+        assert!(Batch::merged(std::iter::empty()).is_none());
     }
 
     #[test]

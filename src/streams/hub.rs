@@ -1,24 +1,23 @@
-//! One tail per stream, however many read it. What is recent is kept as it is sent; whoever is behind
-//! that reads the store at their own pace, and joins the tail where the two meet.
+//! One tail per stream, however many read it. What is recent is kept as it is sent, and merged for those
+//! who lack several batches of it; whoever is behind that reads the store at their own pace, and joins
+//! the tail where the two meet.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use metrics::Gauge;
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::batch::Batch;
+use super::recent::{After, Recent, State};
 use super::store::{Event, Position, Reading, Start, Store, StoreError, StreamId};
 use crate::telemetry;
+use crate::wake::{List, Place, Rounds};
 
-/// Recent records of one stream, in bytes.
-const RECENT: usize = 1 << 20;
 /// For how long a new tail may take to find the end of its stream.
 const OPEN: Duration = Duration::from_secs(10);
 
@@ -33,108 +32,22 @@ struct Inner {
     recent: Arc<Recent>,
 }
 
-/// The recent records of all streams, in bytes.
-struct Recent {
-    used: AtomicUsize,
-    limit: usize,
-    shown: Gauge,
-}
-
-impl Recent {
-    /// Gives what all take now.
-    fn add(&self, bytes: usize) -> usize {
-        self.shown.increment(bytes as f64);
-        self.used.fetch_add(bytes, Ordering::Relaxed) + bytes
-    }
-
-    fn take(&self, bytes: usize) -> usize {
-        self.shown.decrement(bytes as f64);
-        self.used.fetch_sub(bytes, Ordering::Relaxed) - bytes
-    }
-}
-
-impl std::fmt::Debug for Recent {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} of {} bytes", self.used, self.limit)
-    }
-}
-
 #[derive(Debug)]
 struct Tail {
     stream: StreamId,
     hub: Weak<Inner>,
     state: Arc<Mutex<State>>,
-    changed: watch::Receiver<()>,
+    /// Those who read it.
+    readers: Arc<List<()>>,
     /// Is told once it has ended.
     over: CancellationToken,
     _task: AbortOnDropHandle<()>,
 }
 
-#[derive(Debug)]
-struct State {
-    /// Batches without a gap between them, up to `next`.
-    batches: VecDeque<Arc<Batch>>,
-    bytes: usize,
-    all: Arc<Recent>,
-    /// The next record's number, and when the last one was taken in.
-    next: Position,
-    /// When the newest came here, if any has.
-    came: Option<Instant>,
-    /// Whether the stream's end has been found.
-    ready: bool,
-    ended: Option<StoreError>,
-}
-
-impl State {
-    fn push(&mut self, batch: Arc<Batch>) {
-        let size = batch.size();
-        self.bytes += size;
-        let mut all = self.all.add(size);
-        self.batches.push_back(batch);
-        // The newest stays in any case: those who wait for it need not read the store.
-        while self.batches.len() > 1 && (self.bytes > RECENT || all > self.all.limit) {
-            let Some(oldest) = self.batches.pop_front() else { break };
-            let size = oldest.size();
-            self.bytes -= size;
-            all = self.all.take(size);
-        }
-    }
-
-    fn after(&self, at: u64) -> After {
-        if let Some(error) = &self.ended {
-            return After::Ended(error.clone());
-        }
-        if at >= self.next.seq_num {
-            return After::Nothing(self.next);
-        }
-        let found = self.batches.partition_point(|batch| batch.last() < at);
-        match self.batches.get(found) {
-            Some(batch) if found > 0 || batch.first() <= at => After::Batch(Arc::clone(batch)),
-            _ => After::Forgotten(self.next.seq_num),
-        }
-    }
-}
-
-impl Drop for State {
-    fn drop(&mut self) {
-        self.all.take(self.bytes);
-    }
-}
-
-enum After {
-    Batch(Arc<Batch>),
-    /// The reader has everything.
-    Nothing(Position),
-    /// What comes next is only in the store, which shows everything before this number.
-    Forgotten(u64),
-    Ended(StoreError),
-}
-
 impl Hub {
     /// A hub on this store, which keeps at most so many bytes of recent records.
     pub fn new(store: Store, recent: usize) -> Hub {
-        let shown = metrics::gauge!(telemetry::STREAM_RECENT_BYTES);
-        let recent = Arc::new(Recent { used: AtomicUsize::new(0), limit: recent, shown });
+        let recent = Arc::new(Recent::new(recent));
         Hub(Arc::new(Inner { store, tails: Mutex::default(), recent }))
     }
 
@@ -146,37 +59,24 @@ impl Hub {
     /// Begins to read a stream.
     pub async fn read(&self, stream: StreamId, start: Start) -> Result<Reader, StoreError> {
         let tail = self.tail(stream);
-        let mut changed = tail.changed.clone();
-        let found = tokio::time::timeout(OPEN, async {
-            loop {
-                changed.borrow_and_update();
-                {
-                    let state = tail.state.lock();
-                    match &state.ended {
-                        Some(error) => return Err(error.clone()),
-                        None if state.ready => return Ok(state.next.seq_num),
-                        None => {}
-                    }
-                }
-                if changed.changed().await.is_err() {
-                    return Err(StoreError::Unavailable("the tail ended".to_owned()));
-                }
-            }
-        });
+        let place = tail.readers.join(());
+        let mut reader =
+            Reader { store: self.0.store.clone(), tail, place, at: 0, past: None, alarm: None };
+        let found = tokio::time::timeout(OPEN, reader.ready());
         let late =
             |_| StoreError::Unavailable("it did not find the stream's end in time".to_owned());
         let next = found.await.map_err(late)??;
-        let at = match start {
+        reader.at = match start {
             Start::At(seq_num) => seq_num.min(next),
             Start::Latest => next,
         };
-        Ok(Reader { store: self.0.store.clone(), tail, changed, at, past: None })
+        Ok(reader)
     }
 
     /// The recent records that are kept, in bytes.
     #[cfg(test)]
     pub(super) fn recent(&self) -> usize {
-        self.0.recent.used.load(Ordering::Relaxed)
+        self.0.recent.used()
     }
 
     /// The streams that somebody reads.
@@ -191,26 +91,18 @@ impl Hub {
         if let Some(tail) = living.filter(|tail| tail.state.lock().ended.is_none()) {
             return tail;
         }
-        let (notify, changed) = watch::channel(());
-        let state = Arc::new(Mutex::new(State {
-            batches: VecDeque::new(),
-            bytes: 0,
-            all: Arc::clone(&self.0.recent),
-            next: Position::default(),
-            came: None,
-            ready: false,
-            ended: None,
-        }));
-        let over = CancellationToken::new();
-        let follow = follow(self.0.store.clone(), stream.clone(), Arc::clone(&state), notify);
-        let end = over.clone().drop_guard();
+        let state = Arc::new(Mutex::new(State::new(Arc::clone(&self.0.recent))));
+        let (readers, over) = (Arc::default(), CancellationToken::new());
+        let end =
+            End { state: Arc::clone(&state), readers: Arc::clone(&readers), over: over.clone() };
+        let (store, followed) = (self.0.store.clone(), stream.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            follow.await;
-            drop(end);
+            let error = follow(store, followed, &end.state, &end.readers).await;
+            end.state.lock().ended = Some(error);
         }));
         let hub = Arc::downgrade(&self.0);
         let tail =
-            Arc::new(Tail { stream: stream.clone(), hub, state, changed, over, _task: task });
+            Arc::new(Tail { stream: stream.clone(), hub, state, readers, over, _task: task });
         tails.insert(stream, Arc::downgrade(&tail));
         metrics::gauge!(telemetry::STREAM_TAILS).set(tails.len() as f64);
         tail
@@ -229,48 +121,54 @@ impl Drop for Tail {
     }
 }
 
-/// Follows a stream's end for all who read it.
+/// Tells those who read a tail that it has ended, however its task does.
+struct End {
+    state: Arc<Mutex<State>>,
+    readers: Arc<List<()>>,
+    over: CancellationToken,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let ended = || StoreError::Unavailable("the tail ended".to_owned());
+        self.state.lock().ended.get_or_insert_with(ended);
+        self.over.cancel();
+        self.readers.wake_where(|()| true);
+    }
+}
+
+/// Follows a stream's end for all who read it, until it cannot.
 async fn follow(
     store: Store,
     stream: StreamId,
-    state: Arc<Mutex<State>>,
-    notify: watch::Sender<()>,
-) {
-    let error = match store.read(&stream, Start::Latest, true).await {
-        Ok(mut reading) => loop {
-            match reading.recv().await {
-                Some(Ok(Event::Batch(batch))) => {
-                    let mut state = state.lock();
-                    state.next.seq_num = batch.last() + 1;
-                    state.next.timestamp = batch.last_timestamp();
-                    state.came = Some(Instant::now());
-                    state.push(batch);
-                }
-                Some(Ok(Event::Tail(tail))) => {
-                    let mut state = state.lock();
-                    let news = !state.ready || state.next.seq_num < tail.seq_num;
-                    if state.next.seq_num < tail.seq_num {
-                        // Nothing before it may be joined to what comes.
-                        let forgotten: usize =
-                            state.batches.drain(..).map(|each| each.size()).sum();
-                        state.bytes -= forgotten;
-                        state.all.take(forgotten);
-                    }
-                    state.next = tail;
-                    state.ready = true;
-                    if !news {
-                        continue;
-                    }
-                }
-                Some(Err(error)) => break error,
-                None => break StoreError::Unavailable("the store closed the tail".to_owned()),
-            }
-            notify.send_replace(());
-        },
-        Err(error) => error,
+    state: &Mutex<State>,
+    readers: &Arc<List<()>>,
+) -> StoreError {
+    // Boxed, since there is a tail for each stream that is read, and this is over soon.
+    let mut reading = match Box::pin(store.read(&stream, Start::Latest, true)).await {
+        Ok(reading) => reading,
+        Err(error) => return error,
     };
-    state.lock().ended = Some(error);
-    notify.send_replace(());
+    let rounds = Rounds::default();
+    let read = async {
+        loop {
+            match reading.recv().await {
+                Some(Ok(event)) => {
+                    if state.lock().take_in(event) {
+                        rounds.wake(readers);
+                    }
+                }
+                Some(Err(error)) => return error,
+                None => return StoreError::Unavailable("the store closed the tail".to_owned()),
+            }
+        }
+    };
+    // What comes while a crowd is woken is merged for those of it who have not been yet.
+    tokio::select! {
+        biased;
+        error = read => error,
+        never = rounds.run() => match never {},
+    }
 }
 
 /// A place in a stream, from which records are read in order, none left out and none twice. It holds
@@ -279,8 +177,10 @@ async fn follow(
 pub struct Reader {
     store: Store,
     tail: Arc<Tail>,
-    changed: watch::Receiver<()>,
+    place: Place<()>,
     at: u64,
+    /// Rings no later than it is to; kept, since that moves on with each batch.
+    alarm: Option<Pin<Box<Sleep>>>,
     /// What is read from the store, and the number before which that shows everything.
     past: Option<(Reading, u64)>,
 }
@@ -294,7 +194,29 @@ pub enum Next {
     Nothing(Position),
 }
 
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.tail.readers.leave(&self.place);
+    }
+}
+
 impl Reader {
+    /// The number of the next record, as soon as it is known where the stream's end is.
+    async fn ready(&self) -> Result<u64, StoreError> {
+        loop {
+            let woken = self.place.woken();
+            {
+                let state = self.tail.state.lock();
+                match &state.ended {
+                    Some(error) => return Err(error.clone()),
+                    None if state.ready => return Ok(state.next.seq_num),
+                    None => {}
+                }
+            }
+            woken.await;
+        }
+    }
+
     /// Where the stream's end is, and when the newest record came, if one has since somebody reads it.
     pub(super) fn tail(&self) -> (Position, Option<Instant>) {
         let state = self.tail.state.lock();
@@ -333,7 +255,7 @@ impl Reader {
                     }
                 }
             }
-            self.changed.borrow_and_update();
+            let woken = self.place.woken();
             let after = self.tail.state.lock().after(self.at);
             match after {
                 After::Batch(batch) => {
@@ -343,17 +265,24 @@ impl Reader {
                 After::Forgotten(known) => {
                     metrics::counter!(telemetry::STREAM_CATCH_UPS).increment(1);
                     let start = Start::At(self.at);
-                    let past = self.store.read(&self.tail.stream, start, false).await?;
+                    // Most never do this, and those that do are rarely at it.
+                    let past = Box::pin(self.store.read(&self.tail.stream, start, false)).await?;
                     self.past = Some((past, known));
                 }
                 After::Ended(error) => return Err(error),
                 After::Nothing(tail) => {
                     let Some(until) = until else { return Ok(Next::Nothing(tail)) };
+                    let alarm =
+                        self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+                    if until < alarm.deadline() || alarm.is_elapsed() {
+                        alarm.as_mut().reset(until);
+                    }
                     tokio::select! {
-                        changed = self.changed.changed() => if changed.is_err() {
-                            return Err(StoreError::Unavailable("the tail ended".to_owned()));
-                        },
-                        () = tokio::time::sleep_until(until) => return Ok(Next::Nothing(tail)),
+                        biased;
+                        () = woken => {}
+                        () = alarm => if Instant::now() >= until {
+                            return Ok(Next::Nothing(tail));
+                        }
                     }
                 }
             }

@@ -117,6 +117,58 @@ async fn readers_that_come_while_it_is_written_join_without_gap_or_double() {
     stand.hub.store().close().await;
 }
 
+/// More than are woken together, who read at their own pace.
+#[tokio::test]
+async fn a_crowd_that_is_woken_in_slices_is_given_everything_once() {
+    const CROWD: u64 = 200;
+    const RECORDS: u64 = 300;
+    let stand = Stand::new(1 << 20);
+    let begun = futures_util::future::join_all((0..CROWD).map(|_| stand.read(Start::At(0)))).await;
+    let crowd: Vec<_> = begun
+        .into_iter()
+        .enumerate()
+        .map(|(k, mut reader)| {
+            tokio::spawn(async move {
+                let (mut read, mut events) = (Vec::new(), 0);
+                while read.last() != Some(&(RECORDS - 1)) {
+                    let next = reader.next(Some(Instant::now() + Duration::from_secs(20)));
+                    read.extend(of_batch(next.await.unwrap()));
+                    events += 1;
+                    for _ in 0..k % 50 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                (read, events)
+            })
+        })
+        .collect();
+    for n in 0..RECORDS {
+        stand.append(n, 50).await;
+    }
+    for member in crowd {
+        let (read, events) = member.await.unwrap();
+        assert_eq!(read, (0..RECORDS).collect::<Vec<_>>());
+        assert!(events <= RECORDS, "{events}");
+    }
+    stand.hub.store().close().await;
+}
+
+#[tokio::test]
+async fn who_was_busy_meanwhile_is_given_all_that_came_as_one_event() {
+    let stand = Stand::new(1 << 20);
+    let mut reader = stand.read(Start::Latest).await;
+    let mut other = stand.read(Start::Latest).await;
+    for n in 0..50 {
+        stand.append(n, 50).await;
+        assert_eq!(numbers(&mut other, n).await, [n]);
+    }
+    assert_eq!(of_batch(reader.next(None).await.unwrap()), (0..50).collect::<Vec<_>>());
+    stand.append(50, 50).await;
+    assert_eq!(numbers(&mut reader, 50).await, [50]);
+    assert_eq!(numbers(&mut other, 50).await, [50]);
+    stand.hub.store().close().await;
+}
+
 #[tokio::test]
 async fn a_fault_of_the_store_is_an_error_to_every_reader() {
     let stand = Stand::new(1 << 20);

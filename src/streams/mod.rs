@@ -13,6 +13,9 @@ mod hub;
 #[cfg(all(test, feature = "embedded"))]
 mod hub_tests;
 mod paced;
+mod recent;
+#[cfg(test)]
+mod recent_tests;
 mod remote;
 mod remote_events;
 mod remote_tokens;

@@ -38,6 +38,11 @@ impl Paced {
         if self.every.is_zero() {
             return self.reader.next(until).await;
         }
+        // Few have a tick, and nobody else takes memory for it.
+        Box::pin(self.ticked(until)).await
+    }
+
+    async fn ticked(&mut self, until: Option<Instant>) -> Result<Next, StoreError> {
         loop {
             match self.state {
                 State::Free => {
