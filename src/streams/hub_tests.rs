@@ -170,6 +170,16 @@ async fn who_was_busy_meanwhile_is_given_all_that_came_as_one_event() {
 }
 
 #[tokio::test]
+async fn who_waits_has_no_room_for_what_readers_rarely_do() {
+    let stand = Stand::new(1 << 20);
+    let mut reader = Paced::new(stand.read(Start::Latest).await, Duration::ZERO);
+    // Opening a read of the store takes many times as much.
+    let size = size_of_val(&reader.next(None));
+    assert!(size < 1_000, "{size} bytes");
+    stand.hub.store().close().await;
+}
+
+#[tokio::test]
 async fn a_fault_of_the_store_is_an_error_to_every_reader() {
     let stand = Stand::new(1 << 20);
     stand.append(0, 10).await;

@@ -209,6 +209,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_wake_during_a_round_is_followed_by_another_round() {
+        let (list, rounds) = (Arc::<Crowd>::default(), Rounds::default());
+        let _busy = waiting(&list);
+        let round = begun(&rounds, &list).advance().await.expect("a second slice");
+        rounds.wake(&list);
+        let round = round.advance().await.expect("another round");
+        assert_eq!(round.next, 0);
+        let round = round.advance().await.expect("a second slice");
+        assert!(round.advance().await.is_none(), "nobody was woken meanwhile");
+    }
+
+    #[tokio::test]
     async fn those_who_leave_in_their_slice_hold_nobody_up() {
         let (list, rounds) = (Arc::<Crowd>::default(), Rounds::default());
         let idle = waiting(&list);
