@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::batch::Batch;
-use super::store::{Event, Position, Reading, Start, Store, StoreError, StreamId};
+use super::past::{Behind, Page, Past};
+use super::store::{Event, Position, Start, Store, StoreError, StreamId};
+use super::turns::Turns;
 use crate::telemetry;
 
 /// Recent records of one stream, in bytes.
@@ -31,10 +33,11 @@ struct Inner {
     store: Store,
     tails: Mutex<HashMap<StreamId, Weak<Tail>>>,
     recent: Arc<Recent>,
+    turns: Turns,
 }
 
-/// The recent records of all streams, in bytes.
-struct Recent {
+/// The recent records of all streams, in bytes, and the pages of those who are behind.
+pub(super) struct Recent {
     used: AtomicUsize,
     limit: usize,
     shown: Gauge,
@@ -42,14 +45,19 @@ struct Recent {
 
 impl Recent {
     /// Gives what all take now.
-    fn add(&self, bytes: usize) -> usize {
+    pub fn add(&self, bytes: usize) -> usize {
         self.shown.increment(bytes as f64);
         self.used.fetch_add(bytes, Ordering::Relaxed) + bytes
     }
 
-    fn take(&self, bytes: usize) -> usize {
+    pub fn take(&self, bytes: usize) -> usize {
         self.shown.decrement(bytes as f64);
         self.used.fetch_sub(bytes, Ordering::Relaxed) - bytes
+    }
+
+    /// Whether there is room for a page. The other half is left to what is recent.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.used.load(Ordering::Relaxed) + bytes <= self.limit / 2
     }
 }
 
@@ -65,6 +73,8 @@ struct Tail {
     hub: Weak<Inner>,
     state: Arc<Mutex<State>>,
     changed: watch::Receiver<()>,
+    /// What only the store has.
+    past: Arc<Past>,
     /// Is told once it has ended.
     over: CancellationToken,
     _task: AbortOnDropHandle<()>,
@@ -135,7 +145,7 @@ impl Hub {
     pub fn new(store: Store, recent: usize) -> Hub {
         let shown = metrics::gauge!(telemetry::STREAM_RECENT_BYTES);
         let recent = Arc::new(Recent { used: AtomicUsize::new(0), limit: recent, shown });
-        Hub(Arc::new(Inner { store, tails: Mutex::default(), recent }))
+        Hub(Arc::new(Inner { store, tails: Mutex::default(), recent, turns: Turns::default() }))
     }
 
     /// The store behind it.
@@ -170,7 +180,7 @@ impl Hub {
             Start::At(seq_num) => seq_num.min(next),
             Start::Latest => next,
         };
-        Ok(Reader { store: self.0.store.clone(), tail, changed, at, past: None })
+        Ok(Reader { hub: Arc::clone(&self.0), tail, changed, at, behind: None })
     }
 
     /// The recent records that are kept, in bytes.
@@ -209,8 +219,9 @@ impl Hub {
             drop(end);
         }));
         let hub = Arc::downgrade(&self.0);
+        let past = Past::new(stream.clone(), Arc::clone(&self.0.recent));
         let tail =
-            Arc::new(Tail { stream: stream.clone(), hub, state, changed, over, _task: task });
+            Arc::new(Tail { stream: stream.clone(), hub, state, changed, past, over, _task: task });
         tails.insert(stream, Arc::downgrade(&tail));
         metrics::gauge!(telemetry::STREAM_TAILS).set(tails.len() as f64);
         tail
@@ -277,12 +288,12 @@ async fn follow(
 /// no records, however slow its client is.
 #[derive(Debug)]
 pub struct Reader {
-    store: Store,
+    hub: Arc<Inner>,
     tail: Arc<Tail>,
     changed: watch::Receiver<()>,
     at: u64,
-    /// What is read from the store, and the number before which that shows everything.
-    past: Option<(Reading, u64)>,
+    /// Set while what comes next is only in the store.
+    behind: Option<Behind>,
 }
 
 /// What a reader is given.
@@ -299,6 +310,12 @@ impl Reader {
     pub(super) fn tail(&self) -> (Position, Option<Instant>) {
         let state = self.tail.state.lock();
         (state.next, state.came)
+    }
+
+    /// The number of what it is given next.
+    #[cfg(test)]
+    pub(super) fn at(&self) -> u64 {
+        self.at
     }
 
     /// Whether there is something that it has not been given.
@@ -318,36 +335,27 @@ impl Reader {
     /// An error is the end of this reader.
     pub async fn next(&mut self, until: Option<Instant>) -> Result<Next, StoreError> {
         loop {
-            if let Some((past, known)) = &mut self.past {
-                match past.recv().await {
-                    Some(Ok(Event::Batch(batch))) if batch.last() >= self.at => {
-                        let from = std::mem::replace(&mut self.at, batch.last() + 1);
-                        return Ok(Next::Batch(batch, from));
-                    }
-                    Some(Ok(_)) => continue,
-                    Some(Err(error)) => return Err(error),
-                    None => {
-                        // What it did not show of these is trimmed.
-                        self.at = self.at.max(*known);
-                        self.past = None;
-                    }
-                }
-            }
             self.changed.borrow_and_update();
             let after = self.tail.state.lock().after(self.at);
             match after {
                 After::Batch(batch) => {
+                    self.behind = None;
                     let from = std::mem::replace(&mut self.at, batch.last() + 1);
                     return Ok(Next::Batch(batch, from));
                 }
                 After::Forgotten(known) => {
-                    metrics::counter!(telemetry::STREAM_CATCH_UPS).increment(1);
-                    let start = Start::At(self.at);
-                    let past = self.store.read(&self.tail.stream, start, false).await?;
-                    self.past = Some((past, known));
+                    // Boxed, so that who waits at the end takes no memory for it.
+                    match Box::pin(self.page(known)).await? {
+                        Page::Batch(batch) => {
+                            let from = std::mem::replace(&mut self.at, batch.last() + 1);
+                            return Ok(Next::Batch(batch, from));
+                        }
+                        Page::Nothing(known) => self.at = self.at.max(known),
+                    }
                 }
                 After::Ended(error) => return Err(error),
                 After::Nothing(tail) => {
+                    self.behind = None;
                     let Some(until) = until else { return Ok(Next::Nothing(tail)) };
                     tokio::select! {
                         changed = self.changed.changed() => if changed.is_err() {
@@ -358,5 +366,15 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// What only the store has, when it is this reader's turn. The stream is known to have been written up
+    /// to `known`.
+    async fn page(&mut self, known: u64) -> Result<Page, StoreError> {
+        let behind = self.behind.get_or_insert_with(|| self.tail.past.begin());
+        let page = behind.page(&self.hub.store, self.at, known).await?;
+        // After it was read, so that those who waited for the same page do not come all at once.
+        self.hub.turns.turn(self.tail.stream.owner()).await;
+        Ok(page)
     }
 }
