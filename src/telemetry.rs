@@ -107,6 +107,8 @@ metric_names! {
     STREAM_READERS = "runwire_stream_readers";
     /// Readers that read the store, since what they need is not in memory.
     STREAM_CATCH_UPS = "runwire_stream_catch_ups_total";
+    /// Pages that were read for them, each for all who needed it.
+    STREAM_PAGES_READ = "runwire_stream_pages_read_total";
     /// Readers cut by a fault of the store.
     STREAM_FAULTS = "runwire_stream_faults_total";
     /// Whether the store of streams answers.
@@ -192,6 +194,7 @@ fn describe() {
     describe_gauge!(STREAM_TAILS, "Streams that somebody reads now, each by one tail");
     describe_gauge!(STREAM_READERS, "Readers of streams now");
     describe_counter!(STREAM_CATCH_UPS, "Readers that had to read the store");
+    describe_counter!(STREAM_PAGES_READ, "Pages that were read from the store for them");
     describe_counter!(STREAM_FAULTS, "Readers cut by a fault of the store");
     describe_gauge!(STREAM_STORE_READY, "Whether the store of streams answers, as far as is known");
     describe_counter!(

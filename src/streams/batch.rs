@@ -7,6 +7,8 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use super::store::Position;
 
 const OPENING: &[u8] = br#"data: {"records":["#;
+/// What is sent at once to somebody who catches up, in bytes; a record more at most.
+pub(super) const PAGE: usize = 64 << 10;
 
 /// Records that came together, as the data of one event (`streams-and-sessions.md`, 4.6).
 #[derive(Debug)]
@@ -55,6 +57,12 @@ impl Batch {
     /// When its last record was taken in, in milliseconds since 1970.
     pub fn last_timestamp(&self) -> u64 {
         self.timestamp
+    }
+
+    /// The numbers of its records.
+    #[cfg(test)]
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u64> {
+        self.marks.iter().map(|mark| mark.seq_num)
     }
 
     /// The memory it takes, in bytes.
@@ -166,6 +174,11 @@ impl BatchBuilder {
             self.text(body);
         }
         self.data.put_u8(b'}');
+    }
+
+    /// Whether what it holds is enough for one page of those who catch up.
+    pub fn is_page(&self) -> bool {
+        self.data.len() >= PAGE
     }
 
     /// The batch; `None` without records. `tail` is what follows it, if it came while following.

@@ -13,8 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::batch::Batch;
+use super::past::{Behind, Page, Past};
 use super::recent::{After, Recent, State};
-use super::store::{Event, Position, Reading, Start, Store, StoreError, StreamId};
+use super::store::{Position, Start, Store, StoreError, StreamId};
+use super::turns::Turns;
 use crate::telemetry;
 use crate::wake::{List, Place, Rounds};
 
@@ -30,6 +32,7 @@ struct Inner {
     store: Store,
     tails: Mutex<HashMap<StreamId, Weak<Tail>>>,
     recent: Arc<Recent>,
+    turns: Turns,
 }
 
 #[derive(Debug)]
@@ -39,6 +42,8 @@ struct Tail {
     state: Arc<Mutex<State>>,
     /// Those who read it.
     readers: Arc<List<()>>,
+    /// What only the store has.
+    past: Arc<Past>,
     /// Is told once it has ended.
     over: CancellationToken,
     _task: AbortOnDropHandle<()>,
@@ -48,7 +53,8 @@ impl Hub {
     /// A hub on this store, which keeps at most so many bytes of recent records.
     pub fn new(store: Store, recent: usize) -> Hub {
         let recent = Arc::new(Recent::new(recent));
-        Hub(Arc::new(Inner { store, tails: Mutex::default(), recent }))
+        let turns = Turns::default();
+        Hub(Arc::new(Inner { store, tails: Mutex::default(), recent, turns }))
     }
 
     /// The store behind it.
@@ -60,8 +66,8 @@ impl Hub {
     pub async fn read(&self, stream: StreamId, start: Start) -> Result<Reader, StoreError> {
         let tail = self.tail(stream);
         let place = tail.readers.join(());
-        let mut reader =
-            Reader { store: self.0.store.clone(), tail, place, at: 0, past: None, alarm: None };
+        let hub = Arc::clone(&self.0);
+        let mut reader = Reader { hub, tail, place, at: 0, alarm: None, behind: None };
         let found = tokio::time::timeout(OPEN, reader.ready());
         let late =
             |_| StoreError::Unavailable("it did not find the stream's end in time".to_owned());
@@ -101,8 +107,9 @@ impl Hub {
             end.state.lock().ended = Some(error);
         }));
         let hub = Arc::downgrade(&self.0);
+        let past = Past::new(stream.clone(), Arc::clone(&self.0.recent));
         let tail =
-            Arc::new(Tail { stream: stream.clone(), hub, state, readers, over, _task: task });
+            Arc::new(Tail { stream: stream.clone(), hub, state, readers, past, over, _task: task });
         tails.insert(stream, Arc::downgrade(&tail));
         metrics::gauge!(telemetry::STREAM_TAILS).set(tails.len() as f64);
         tail
@@ -175,14 +182,14 @@ async fn follow(
 /// no records, however slow its client is.
 #[derive(Debug)]
 pub struct Reader {
-    store: Store,
+    hub: Arc<Inner>,
     tail: Arc<Tail>,
     place: Place<()>,
     at: u64,
     /// Rings no later than it is to; kept, since that moves on with each batch.
     alarm: Option<Pin<Box<Sleep>>>,
-    /// What is read from the store, and the number before which that shows everything.
-    past: Option<(Reading, u64)>,
+    /// Set while what comes next is only in the store.
+    behind: Option<Behind>,
 }
 
 /// What a reader is given.
@@ -223,6 +230,12 @@ impl Reader {
         (state.next, state.came)
     }
 
+    /// The number of what it is given next.
+    #[cfg(test)]
+    pub(super) fn at(&self) -> u64 {
+        self.at
+    }
+
     /// Whether there is something that it has not been given.
     pub(super) fn lacks(&self) -> bool {
         self.at < self.tail.state.lock().next.seq_num
@@ -240,37 +253,28 @@ impl Reader {
     /// An error is the end of this reader.
     pub async fn next(&mut self, until: Option<Instant>) -> Result<Next, StoreError> {
         loop {
-            if let Some((past, known)) = &mut self.past {
-                match past.recv().await {
-                    Some(Ok(Event::Batch(batch))) if batch.last() >= self.at => {
-                        let from = std::mem::replace(&mut self.at, batch.last() + 1);
-                        return Ok(Next::Batch(batch, from));
-                    }
-                    Some(Ok(_)) => continue,
-                    Some(Err(error)) => return Err(error),
-                    None => {
-                        // What it did not show of these is trimmed.
-                        self.at = self.at.max(*known);
-                        self.past = None;
-                    }
-                }
-            }
             let woken = self.place.woken();
             let after = self.tail.state.lock().after(self.at);
             match after {
                 After::Batch(batch) => {
+                    self.behind = None;
                     let from = std::mem::replace(&mut self.at, batch.last() + 1);
                     return Ok(Next::Batch(batch, from));
                 }
                 After::Forgotten(known) => {
-                    metrics::counter!(telemetry::STREAM_CATCH_UPS).increment(1);
-                    let start = Start::At(self.at);
-                    // Most never do this, and those that do are rarely at it.
-                    let past = Box::pin(self.store.read(&self.tail.stream, start, false)).await?;
-                    self.past = Some((past, known));
+                    drop(woken);
+                    // Boxed, so that who waits at the end takes no memory for it.
+                    match Box::pin(self.page(known)).await? {
+                        Page::Batch(batch) => {
+                            let from = std::mem::replace(&mut self.at, batch.last() + 1);
+                            return Ok(Next::Batch(batch, from));
+                        }
+                        Page::Nothing(known) => self.at = self.at.max(known),
+                    }
                 }
                 After::Ended(error) => return Err(error),
                 After::Nothing(tail) => {
+                    self.behind = None;
                     let Some(until) = until else { return Ok(Next::Nothing(tail)) };
                     let alarm =
                         self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
@@ -287,5 +291,15 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// What only the store has, when it is this reader's turn. The stream is known to have been written up
+    /// to `known`.
+    async fn page(&mut self, known: u64) -> Result<Page, StoreError> {
+        let behind = self.behind.get_or_insert_with(|| self.tail.past.begin());
+        let page = behind.page(&self.hub.store, self.at, known).await?;
+        // After it was read, so that those who waited for the same page do not come all at once.
+        self.hub.turns.turn(self.tail.stream.owner()).await;
+        Ok(page)
     }
 }

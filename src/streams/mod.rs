@@ -13,15 +13,21 @@ mod hub;
 #[cfg(all(test, feature = "embedded"))]
 mod hub_tests;
 mod paced;
+mod past;
+#[cfg(test)]
+mod past_tests;
 mod recent;
 #[cfg(test)]
 mod recent_tests;
 mod remote;
 mod remote_events;
 mod remote_tokens;
+#[cfg(test)]
+mod scripted;
 mod secret;
 mod service;
 mod store;
+mod turns;
 
 pub use batch::{Batch, BatchBuilder};
 pub use frames::{DONE, Frames, ping};

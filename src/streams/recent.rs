@@ -18,7 +18,7 @@ pub(super) const RECENT: usize = 1 << 20;
 pub(super) const MERGED: usize = 128 << 10;
 pub(super) const MERGED_RECORDS: usize = 1_000;
 
-/// The recent records of all streams, in bytes.
+/// The recent records of all streams, in bytes, and the pages of those who are behind.
 pub(super) struct Recent {
     used: AtomicUsize,
     limit: usize,
@@ -39,14 +39,20 @@ impl Recent {
     }
 
     /// Gives what all take now.
-    fn add(&self, bytes: usize) -> usize {
+    pub fn add(&self, bytes: usize) -> usize {
         self.shown.increment(bytes as f64);
         self.used.fetch_add(bytes, Ordering::Relaxed) + bytes
     }
 
-    fn take(&self, bytes: usize) -> usize {
+    /// Gives what all take now.
+    pub fn take(&self, bytes: usize) -> usize {
         self.shown.decrement(bytes as f64);
         self.used.fetch_sub(bytes, Ordering::Relaxed) - bytes
+    }
+
+    /// Whether there is room for a page. The other half is left to what is recent.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.used.load(Ordering::Relaxed) + bytes <= self.limit / 2
     }
 }
 

@@ -178,7 +178,15 @@ impl Remote {
                 loop {
                     let said = match sayings.next() {
                         Ok(None) => break,
-                        Ok(Some(Said::Batch(batch))) => Ok(Event::Batch(Arc::new(batch))),
+                        Ok(Some(Said::Batches(batches))) => {
+                            for batch in batches {
+                                let event = Event::Batch(Arc::new(batch));
+                                if send.send(Ok(event)).await.is_err() {
+                                    return;
+                                }
+                            }
+                            continue;
+                        }
                         Ok(Some(Said::Tail(tail))) => Ok(Event::Tail(tail)),
                         // A read that follows has no end.
                         Ok(Some(Said::Done)) if !follow => return,

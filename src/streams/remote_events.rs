@@ -11,8 +11,8 @@ const MAX_LINE: usize = 8 << 20;
 /// One event.
 #[derive(Debug)]
 pub(super) enum Said {
-    /// Records.
-    Batch(Batch),
+    /// Records: all together if they came while following, and else in pages.
+    Batches(Vec<Batch>),
     /// The reader has all that there is.
     Tail(Position),
     /// It ends here.
@@ -75,7 +75,8 @@ fn read(event: &str, data: &[u8]) -> Result<Option<Said>, String> {
     let said = match event {
         "batch" => {
             let records = data["records"].as_array().ok_or_else(strange)?;
-            let mut builder = BatchBuilder::new(0, records.len());
+            let tail = position(&data["tail"]);
+            let (mut batches, mut builder) = (Vec::new(), BatchBuilder::new(0, 0));
             let mut next = None;
             for record in records {
                 let at = position(record).ok_or_else(strange)?;
@@ -85,8 +86,13 @@ fn read(event: &str, data: &[u8]) -> Result<Option<Said>, String> {
                 }
                 next = Some(at.seq_num + 1);
                 push(&mut builder, at, record);
+                if tail.is_none() && builder.is_page() {
+                    let page = std::mem::replace(&mut builder, BatchBuilder::new(0, 0));
+                    batches.extend(page.build(None));
+                }
             }
-            builder.build(position(&data["tail"])).map(Said::Batch)
+            batches.extend(builder.build(tail));
+            (!batches.is_empty()).then_some(Said::Batches(batches))
         }
         "ping" => Some(Said::Tail(position(&data["tail"]).ok_or_else(strange)?)),
         "error" => {
@@ -134,7 +140,8 @@ mod tests {
             sayings.push(&piece);
             while let Some(said) = sayings.next()? {
                 all.push(match said {
-                    Said::Batch(batch) => {
+                    Said::Batches(batches) => {
+                        let [batch] = &batches[..] else { panic!("{batches:?}") };
                         let part = batch.part(0).expect("records");
                         let text = String::from_utf8_lossy(&part.data.1);
                         format!("{} {} {text}", part.records, part.metered)
@@ -161,6 +168,23 @@ mod tests {
         for size in 1..SAID.len() {
             let pieces = SAID.as_bytes().chunks(size).map(<[u8]>::to_vec);
             assert_eq!(all(pieces).unwrap(), whole, "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn what_somebody_catches_up_with_comes_in_pages_and_a_tail_s_batch_whole() {
+        let body = "x".repeat(1_000);
+        let record = |n| format!(r#"{{"seq_num":{n},"timestamp":1,"body":"{body}"}}"#);
+        let records = (0..200).map(record).collect::<Vec<_>>().join(",");
+        for (tail, few) in [("", 2..10), (r#","tail":{"seq_num":200,"timestamp":1}"#, 1..2)] {
+            let mut sayings = Sayings::default();
+            sayings.push(
+                format!("event: batch\ndata: {{\"records\":[{records}]{tail}}}\n").as_bytes(),
+            );
+            let Ok(Some(Said::Batches(batches))) = sayings.next() else { panic!("no batch") };
+            assert!(few.contains(&batches.len()), "{}", batches.len());
+            let numbers = batches.iter().flat_map(Batch::numbers);
+            assert_eq!(numbers.collect::<Vec<_>>(), (0..200).collect::<Vec<_>>());
         }
     }
 

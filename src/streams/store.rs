@@ -24,6 +24,13 @@ pub struct StreamId {
     pub name: Arc<str>,
 }
 
+impl StreamId {
+    /// Whose it is: what comes before the run in its name, or all of it.
+    pub(super) fn owner(&self) -> &str {
+        self.name.split_once("/runs/").map_or(&*self.name, |(owner, _)| owner)
+    }
+}
+
 /// A place in a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
@@ -90,6 +97,9 @@ pub enum Store {
     Remote(Arc<Remote>),
     /// There is none.
     Absent,
+    /// One in memory, of which tests say what it does.
+    #[cfg(test)]
+    Scripted(Arc<super::scripted::Scripted>),
 }
 
 impl Store {
@@ -117,6 +127,8 @@ impl Store {
             Store::Embedded(store) => store.trouble(),
             Store::Remote(store) => store.trouble(),
             Store::Absent => Some("this program is built without a store".to_owned()),
+            #[cfg(test)]
+            Store::Scripted(_) => None,
         }
     }
 
@@ -127,6 +139,8 @@ impl Store {
             Store::Embedded(store) => store.append(stream, body).await,
             Store::Remote(store) => store.append(stream, body).await,
             Store::Absent => absent(stream, body),
+            #[cfg(test)]
+            Store::Scripted(_) => absent(stream, body),
         }
     }
 
@@ -142,6 +156,8 @@ impl Store {
             Store::Embedded(store) => store.read(stream, start, follow).await,
             Store::Remote(store) => store.read(stream, start, follow).await,
             Store::Absent => absent(stream, (start, follow)),
+            #[cfg(test)]
+            Store::Scripted(store) => Ok(store.read(start, follow)),
         }
     }
 
@@ -157,6 +173,8 @@ impl Store {
             // Writers are sent there, and nobody here stands in between.
             Store::Remote(_) => Err(StoreError::Refused("streams are kept elsewhere".to_owned())),
             Store::Absent => absent(basin, request),
+            #[cfg(test)]
+            Store::Scripted(_) => absent(basin, request),
         }
     }
 
@@ -168,6 +186,8 @@ impl Store {
             Store::Embedded(store) => store.wake().await,
             Store::Remote(store) => store.probe().await,
             Store::Absent => {}
+            #[cfg(test)]
+            Store::Scripted(_) => {}
         }
     }
 
@@ -177,6 +197,8 @@ impl Store {
             #[cfg(feature = "embedded")]
             Store::Embedded(store) => store.close().await,
             Store::Remote(_) | Store::Absent => {}
+            #[cfg(test)]
+            Store::Scripted(_) => {}
         }
     }
 }

@@ -10,16 +10,18 @@ mod room;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use s2_common::basin::BasinName;
 use s2_common::stream::StreamName;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::open::{Opened, Opening};
+use self::threads::Threads;
 use super::store::{StoreError, StoreSettings, StreamId};
 
 /// For how long an operation may keep its caller waiting.
@@ -41,7 +43,7 @@ pub struct Embedded {
     /// Held by whoever opens it.
     opening: tokio::sync::Mutex<Opening>,
     /// Made with the first use: a gateway that has no streams has no threads for them.
-    runtime: Mutex<Option<Runtime>>,
+    threads: Mutex<Option<Threads>>,
 }
 
 impl Embedded {
@@ -52,7 +54,7 @@ impl Embedded {
             opened: RwLock::default(),
             trouble: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
-            runtime: Mutex::default(),
+            threads: Mutex::default(),
         }
     }
 
@@ -102,7 +104,15 @@ impl Embedded {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let work = self.on_runtime(work)?;
+        self.patiently_on(&self.handle()?, work).await
+    }
+
+    async fn patiently_on<T: Send + 'static>(
+        &self,
+        threads: &Handle,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let work = AbortOnDropHandle::new(threads.spawn(work));
         match tokio::time::timeout(PATIENCE, work).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(_)) => Err(unavailable("it gave up")),
@@ -121,34 +131,33 @@ impl Embedded {
     /// Ends the threads, and with them all that still runs on them. s2-lite's own upkeep would go on for
     /// ever, and hold on to a store that is closed.
     fn end_threads(&self) {
-        if let Some(runtime) = self.runtime.lock().take() {
-            // Not waited for: a file may be stuck.
-            runtime.shutdown_background();
+        if let Some(threads) = self.threads.lock().take() {
+            threads.end();
         }
     }
 
     fn handle(&self) -> Result<Handle, StoreError> {
-        let mut runtime = self.runtime.lock();
-        if let Some(runtime) = &*runtime {
-            return Ok(runtime.handle().clone());
+        self.on_threads(|threads| threads.present().clone())
+    }
+
+    /// The threads for what those need who catch up.
+    fn past_handle(&self) -> Result<Handle, StoreError> {
+        self.on_threads(|threads| threads.past().clone())
+    }
+
+    fn on_threads<T>(&self, look: impl FnOnce(&Threads) -> T) -> Result<T, StoreError> {
+        let mut threads = self.threads.lock();
+        if let Some(threads) = &*threads {
+            return Ok(look(threads));
         }
-        // Half of the cores: the run feeds have the other half for themselves, whatever happens here.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut builder = Builder::new_multi_thread();
-        builder.worker_threads((cores / 2).max(1)).max_blocking_threads(FILES);
-        let built = builder.thread_name("streams").enable_all().build().map_err(StoreError::of)?;
-        let handle = built.handle().clone();
-        *runtime = Some(built);
-        Ok(handle)
+        Ok(look(threads.insert(Threads::start().map_err(StoreError::of)?)))
     }
 }
 
 impl Drop for Embedded {
     fn drop(&mut self) {
         // Not waited for, which would be an error inside of another runtime.
-        if let Some(runtime) = self.runtime.get_mut().take() {
-            runtime.shutdown_background();
-        }
+        self.end_threads();
     }
 }
 

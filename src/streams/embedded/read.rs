@@ -6,14 +6,14 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use s2_common::basin::BasinName;
 use s2_common::config::OptionalStreamConfig;
-use s2_common::record::{MeteredSize as _, StreamPosition};
-use s2_common::stream::{ReadBatch, ReadEnd, ReadFrom, ReadSessionOutput, ReadStart, StreamName};
+use s2_common::record::{MeteredSize as _, SequencedRecord, StreamPosition};
+use s2_common::stream::{ReadEnd, ReadFrom, ReadSessionOutput, ReadStart, StreamName};
 use s2_lite::backend::Backend;
 use s2_lite::backend::error::ReadError;
 use tokio::sync::mpsc;
 
 use super::{AHEAD, ATTEMPTS, Embedded, names};
-use crate::streams::batch::{Batch, BatchBuilder};
+use crate::streams::batch::{Batch, BatchBuilder, PAGE};
 use crate::streams::store::{Event, Position, Reading, Start, StoreError, StreamId};
 
 impl Embedded {
@@ -35,7 +35,7 @@ impl Embedded {
         let (send, receive) = mpsc::channel(AHEAD);
         let work = async move {
             let session = open_read(&opened.backend, &basin, &name, start, end).await?;
-            // On the store's threads, for as long as somebody listens.
+            // On the same threads, for as long as somebody listens.
             tokio::spawn(async move {
                 let mut session = std::pin::pin!(session);
                 loop {
@@ -43,25 +43,33 @@ impl Embedded {
                         output = session.next() => output,
                         () = send.closed() => return,
                     };
-                    let event = match output {
+                    let batch = match output {
                         None => return,
+                        Some(Ok(ReadSessionOutput::Batch(batch))) => batch,
                         Some(Ok(ReadSessionOutput::Heartbeat(tail))) => {
-                            Ok(Event::Tail(position(tail)))
+                            if send.send(Ok(Event::Tail(position(tail)))).await.is_err() {
+                                return;
+                            }
+                            continue;
                         }
-                        Some(Ok(ReadSessionOutput::Batch(batch))) => match render(&batch) {
-                            Some(batch) => Ok(Event::Batch(Arc::new(batch))),
-                            None => continue,
-                        },
-                        Some(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
+                        Some(Err(error)) => {
+                            let error = StoreError::Unavailable(error.to_string());
+                            let _ = send.send(Err(error)).await;
+                            return;
+                        }
                     };
-                    if send.send(event).await.is_err() {
-                        return;
+                    let mut left = &batch.records[..];
+                    while let Some(batch) = render(&mut left, batch.tail) {
+                        if send.send(Ok(Event::Batch(Arc::new(batch)))).await.is_err() {
+                            return;
+                        }
                     }
                 }
             });
             Ok::<_, ReadError>(())
         };
-        let done = self.patiently(work).await?;
+        let threads = if follow { self.handle()? } else { self.past_handle()? };
+        let done = self.patiently_on(&threads, work).await?;
         done.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         Ok(receive)
     }
@@ -90,13 +98,18 @@ fn position(position: StreamPosition) -> Position {
     Position { seq_num: position.seq_num, timestamp: position.timestamp }
 }
 
-fn render(batch: &ReadBatch) -> Option<Batch> {
-    let records = &batch.records;
-    let mut builder = BatchBuilder::new(records.metered_size(), records.len());
-    for record in records.iter() {
+/// Renders these records: all of a tail's, which came together, and else as many as make a page.
+fn render(left: &mut &[SequencedRecord], tail: Option<StreamPosition>) -> Option<Batch> {
+    let metered: usize = left.iter().map(|record| record.metered_size()).sum();
+    let mut builder = BatchBuilder::new(metered.min(PAGE), left.len());
+    while let Some((record, rest)) = left.split_first() {
+        *left = rest;
         let (headers, body) = record.inner().clone().into_parts();
         let pairs = headers.iter().map(|header| (&header.name[..], &header.value[..]));
         builder.push(position(*record.position()), pairs, &body, record.metered_size());
+        if tail.is_none() && builder.is_page() {
+            break;
+        }
     }
-    builder.build(batch.tail.map(position))
+    builder.build(tail.map(position))
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use slatedb::object_store::local::LocalFileSystem;
 
+use super::threads::Threads;
 use super::{Embedded, FILES};
 use crate::streams::store::{Event, Start, StoreError, StoreSettings, StreamId};
 
@@ -172,8 +173,8 @@ async fn what_was_closed_leaves_nothing_running() {
     let stand = Stand::new(0);
     stand.append(0).await.unwrap();
     let alive = || {
-        let runtime = stand.store.runtime.lock();
-        runtime.as_ref().map_or(0, |runtime| runtime.metrics().num_alive_tasks())
+        let tasks = |threads: &Threads| threads.present().metrics().num_alive_tasks();
+        stand.store.on_threads(tasks).unwrap()
     };
     let once = alive();
     for n in 1..5 {
