@@ -112,8 +112,15 @@ impl Waiters {
     /// A change of this commit LSN has left the window that was found under the topic. To be called
     /// before anybody can see that it has.
     pub fn lost(&self, topic: Topic, commit: Lsn) {
+        let lost = |crowd: &Crowd| crowd.lost.fetch_max(commit.0, Ordering::AcqRel);
+        match self.topics.get(&topic).as_deref() {
+            Some(OfTopic::Crowd(crowd)) => drop(lost(crowd)),
+            Some(OfTopic::One(_)) => {}
+            None => return,
+        }
+        // Rarely: for as long as somebody waits alone.
         if let Some(mut waiting) = self.topics.get_mut(&topic) {
-            waiting.as_crowd().lost.fetch_max(commit.0, Ordering::AcqRel);
+            lost(&waiting.as_crowd());
         }
     }
 

@@ -114,12 +114,15 @@ async fn converse_http1<A: Answers>(
     let mut connection = pin!(connection);
     let mut silence = pin!(silence(&peer, shared.patience.idle));
     // An error is the client's going away or its bad syntax, which hyper has answered.
+    // The connection first: whoever has asked in the last moment was not silent.
     tokio::select! {
+        biased;
         _ = connection.as_mut() => return,
         () = silence.as_mut() => return,
         () = shared.drain.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
+        biased;
         _ = connection => {}
         () = silence => {}
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::columns::{Column, ColumnSet};
@@ -27,7 +27,7 @@ pub(super) struct Together(Arc<Shared>);
 struct Shared {
     store: RunStore,
     bounds: Bounds,
-    unsent: Mutex<HashMap<Kind, Vec<Asked>>>,
+    unsent: Mutex<HashMap<Kind, Waiting>>,
 }
 
 /// What bounds the statements, and what they draw on.
@@ -62,6 +62,14 @@ struct Asked {
     list: Tagged,
     came: Instant,
     answer: oneshot::Sender<Result<ListRead, Unavailable>>,
+}
+
+/// Those that no statement has been sent for.
+#[derive(Debug)]
+struct Waiting {
+    lists: Vec<Asked>,
+    /// Told of each that comes.
+    came: Arc<Notify>,
 }
 
 /// The runs that have all of these tags and were created then or later.
@@ -112,24 +120,31 @@ impl Kind {
 impl Shared {
     fn push(self: &Arc<Self>, kind: Kind, asked: Asked) {
         match self.unsent.lock().entry(kind) {
-            Entry::Occupied(mut waiting) => waiting.get_mut().push(asked),
+            Entry::Occupied(mut waiting) => {
+                waiting.get_mut().lists.push(asked);
+                waiting.get().came.notify_one();
+            }
             Entry::Vacant(vacant) => {
-                let kind = vacant.key().clone();
-                vacant.insert(vec![asked]);
-                tokio::spawn(Arc::clone(self).drive(kind));
+                let (kind, came) = (vacant.key().clone(), Arc::<Notify>::default());
+                vacant.insert(Waiting { lists: vec![asked], came: Arc::clone(&came) });
+                tokio::spawn(Arc::clone(self).drive(kind, came));
             }
         }
     }
 
     /// Sends statement after statement, until nobody has come for as long as the pace asks for.
-    async fn drive(self: Arc<Self>, kind: Kind) {
+    async fn drive(self: Arc<Self>, kind: Kind, came: Arc<Notify>) {
         let mut pace = Pace::new(Instant::now());
         loop {
             while let Some(due) = self.due(&kind, &pace) {
-                tokio::time::sleep_until(due).await;
+                // Whoever comes may be the last that a batch has room for, or that it waits for.
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => {}
+                    () = came.notified() => {}
+                }
             }
             if let Entry::Occupied(waiting) = self.unsent.lock().entry(kind.clone())
-                && waiting.get().is_empty()
+                && waiting.get().lists.is_empty()
             {
                 waiting.remove();
                 return;
@@ -150,14 +165,15 @@ impl Shared {
     /// Until when others are waited for, if they are.
     fn due(&self, kind: &Kind, pace: &Pace) -> Option<Instant> {
         let unsent = self.unsent.lock();
-        let waiting = unsent.get(kind).filter(|waiting| waiting.len() < self.bounds.batch)?;
+        let waiting = unsent.get(kind).map(|waiting| &waiting.lists);
+        let waiting = waiting.filter(|lists| lists.len() < self.bounds.batch)?;
         let due = waiting.last().map_or(pace.next(), |last| pace.due(last.came));
         (due > Instant::now()).then_some(due)
     }
 
     fn next_batch(&self, kind: &Kind) -> Vec<Asked> {
         let mut unsent = self.unsent.lock();
-        let Some(waiting) = unsent.get_mut(kind) else { return Vec::new() };
+        let Some(Waiting { lists: waiting, .. }) = unsent.get_mut(kind) else { return Vec::new() };
         waiting.retain(|asked| !asked.answer.is_closed());
         let many = waiting.len().min(self.bounds.batch);
         waiting.drain(..many).collect()

@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::batch::Batch;
 use super::past::{Behind, Page, Past};
 use super::recent::{After, Recent, State};
-use super::store::{Position, Start, Store, StoreError, StreamId};
+use super::store::{Event, Position, Start, Store, StoreError, StreamId};
 use super::turns::Turns;
 use crate::telemetry;
 use crate::wake::{List, Place, Rounds};
@@ -92,10 +92,12 @@ impl Hub {
     }
 
     fn tail(&self, stream: StreamId) -> Arc<Tail> {
+        // Declared before the lock is taken, since the last to give a tail up takes that lock as well.
+        let living;
         let mut tails = self.0.tails.lock();
-        let living = tails.get(&stream).and_then(Weak::upgrade);
-        if let Some(tail) = living.filter(|tail| tail.state.lock().ended.is_none()) {
-            return tail;
+        living = tails.get(&stream).and_then(Weak::upgrade);
+        if let Some(tail) = living.as_ref().filter(|tail| tail.state.lock().ended.is_none()) {
+            return Arc::clone(tail);
         }
         let state = Arc::new(Mutex::new(State::new(Arc::clone(&self.0.recent))));
         let (readers, over) = (Arc::default(), CancellationToken::new());
@@ -160,13 +162,15 @@ async fn follow(
     let read = async {
         loop {
             match reading.recv().await {
+                Some(Ok(Event::End)) | None => {
+                    return StoreError::Unavailable("the store closed the tail".to_owned());
+                }
                 Some(Ok(event)) => {
                     if state.lock().take_in(event) {
                         rounds.wake(readers);
                     }
                 }
                 Some(Err(error)) => return error,
-                None => return StoreError::Unavailable("the store closed the tail".to_owned()),
             }
         }
     };

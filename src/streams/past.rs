@@ -83,14 +83,15 @@ impl Past {
             self.keep(&mut state, at, batch);
         }
         tell.send_replace(Some(page));
-        let _flight = state.flights.remove(&at);
+        let _flight = state.land(at, &tell.subscribe());
     }
 
     /// Reads a page, and goes on with an earlier read if there is one at this place.
     async fn read(&self, store: &Store, at: u64, known: u64) -> Result<Page, StoreError> {
         let cursor = self.state.lock().take_cursor(at);
+        // One that has lain for long may have broken off, which is nothing to those who came later.
         if let Some(mut cursor) = cursor
-            && let Some(batch) = next(&mut cursor, at).await?
+            && let Ok(Some(batch)) = next(&mut cursor, at).await
         {
             return Ok(self.took(cursor, batch));
         }
@@ -151,6 +152,13 @@ impl State {
         (page.last() >= at).then(|| Arc::clone(page))
     }
 
+    /// Removes this flight, and none that has taken its place.
+    fn land(&mut self, at: u64, landed: &watch::Receiver<Landed>) -> Option<Flight> {
+        let same = |flight: &&Flight| flight.landed.same_channel(landed);
+        self.flights.get(&at).filter(same)?;
+        self.flights.remove(&at)
+    }
+
     fn take_cursor(&mut self, at: u64) -> Option<Reading> {
         let found = self.cursors.iter().position(|(next, _)| *next == at)?;
         self.cursors.remove(found).map(|(_, cursor)| cursor)
@@ -177,7 +185,7 @@ impl Behind {
         {
             return page.clone();
         }
-        self.0.state.lock().flights.remove(&at);
+        let _flight = self.0.state.lock().land(at, &landed);
         Err(StoreError::Unavailable("a read of the store broke off".to_owned()))
     }
 }
@@ -194,14 +202,15 @@ impl Drop for Behind {
     }
 }
 
-/// The next batch of a read that has something from this number on.
+/// The next batch of a read that has something from this number on; `None` if the read has come to its
+/// end without one. One that merely broke off has shown nothing of what it did not come to.
 async fn next(reading: &mut Reading, at: u64) -> Result<Option<Arc<Batch>>, StoreError> {
     while let Some(event) = reading.recv().await {
-        if let Event::Batch(batch) = event?
-            && batch.last() >= at
-        {
-            return Ok(Some(batch));
+        match event? {
+            Event::Batch(batch) if batch.last() >= at => return Ok(Some(batch)),
+            Event::End => return Ok(None),
+            Event::Batch(_) | Event::Tail(_) => {}
         }
     }
-    Ok(None)
+    Err(StoreError::Unavailable("a read of the store broke off".to_owned()))
 }

@@ -94,6 +94,27 @@ async fn pages_leave_room_for_what_is_recent() {
 }
 
 #[tokio::test]
+async fn a_read_that_breaks_off_is_not_the_end_of_what_there_is() {
+    let store = Scripted::new(50, 100);
+    store.append(1_000);
+    let (hub, stream) = stand(&store, 1 << 20);
+    let mut reader = hub.read(stream, Start::At(0)).await.unwrap();
+    store.cut();
+    assert!(reader.next(None).await.is_err());
+}
+
+#[tokio::test]
+async fn a_kept_read_that_fails_is_nothing_to_who_goes_on_from_it() {
+    let store = Scripted::new(50, 100);
+    store.append(1_000);
+    let (hub, stream) = stand(&store, 1 << 20);
+    let mut reader = hub.read(stream, Start::At(0)).await.unwrap();
+    assert_eq!(given(&mut reader, None).await.len(), 50);
+    store.fail_open_reads();
+    assert_eq!(all(&mut reader).await, (50..1_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn who_stops_taking_keeps_nobody_else_waiting() {
     let store = Scripted::new(50, 100);
     store.append(1_000);

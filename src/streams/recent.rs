@@ -135,6 +135,8 @@ impl State {
                 self.ready = true;
                 news
             }
+            // A tail has none.
+            Event::End => false,
         }
     }
 

@@ -189,7 +189,10 @@ impl Remote {
                         }
                         Ok(Some(Said::Tail(tail))) => Ok(Event::Tail(tail)),
                         // A read that follows has no end.
-                        Ok(Some(Said::Done)) if !follow => return,
+                        Ok(Some(Said::Done)) if !follow => {
+                            let _ = send.send(Ok(Event::End)).await;
+                            return;
+                        }
                         Ok(Some(Said::Done)) => Err("the S2 ended a tail".to_owned()),
                         Err(why) => Err(why),
                     };

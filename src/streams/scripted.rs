@@ -25,6 +25,10 @@ pub struct Written {
     pub trimmed: u64,
     pub next: u64,
     broken: bool,
+    /// Reads that do not follow end without a word.
+    cut: bool,
+    /// Such reads that began in an earlier one fail.
+    era: u64,
 }
 
 /// What it was asked for by those who are behind.
@@ -54,6 +58,16 @@ impl Scripted {
         self.state.send_modify(|written| written.broken = true);
     }
 
+    /// Has reads that do not follow end before they have shown what there is.
+    pub fn cut(&self) {
+        self.state.send_modify(|written| written.cut = true);
+    }
+
+    /// Has those fail that are under way.
+    pub fn fail_open_reads(&self) {
+        self.state.send_modify(|written| written.era += 1);
+    }
+
     pub fn written(&self) -> Written {
         *self.state.borrow()
     }
@@ -66,7 +80,7 @@ impl Scripted {
     pub fn read(self: &Arc<Scripted>, start: Start, follow: bool) -> Reading {
         let (send, receive) = mpsc::channel(2);
         let mut state = self.state.subscribe();
-        let next = state.borrow().next;
+        let Written { next, era, .. } = *state.borrow();
         let mut at = match start {
             Start::At(seq_num) => seq_num.min(next),
             Start::Latest => next,
@@ -81,7 +95,10 @@ impl Scripted {
             }
             loop {
                 let written = *state.borrow_and_update();
-                let event = if written.broken {
+                if written.cut && !follow {
+                    return;
+                }
+                let event = if written.broken || (!follow && written.era != era) {
                     Err(StoreError::Unavailable("it is broken".to_owned()))
                 } else if at < written.next {
                     let first = if follow { at } else { at.max(written.trimmed) };
@@ -96,6 +113,7 @@ impl Scripted {
                     }
                     Ok(Event::Batch(Arc::new(store.batch(first, last, follow))))
                 } else if !follow {
+                    let _ = send.send(Ok(Event::End)).await;
                     return;
                 } else {
                     tokio::select! {

@@ -56,9 +56,11 @@ pub enum Event {
     Batch(Arc<Batch>),
     /// The reader has all that there is; the next record will be this one.
     Tail(Position),
+    /// The last event of a read that was not to follow: it has shown all that there was.
+    End,
 }
 
-/// A read under way. It ends with an error, or by itself if it was not to follow; dropping it stops it.
+/// A read under way. It ends with an error, or with [`Event::End`] if it was not to follow; dropping it stops it.
 /// The store reads ahead by two batches at most.
 pub type Reading = mpsc::Receiver<Result<Event, StoreError>>;
 

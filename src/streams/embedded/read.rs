@@ -33,10 +33,12 @@ impl Embedded {
         let start = ReadStart { from, clamp: true };
         let end = ReadEnd { wait: (!follow).then_some(Duration::ZERO), ..ReadEnd::default() };
         let (send, receive) = mpsc::channel(AHEAD);
+        let threads = if follow { self.handle()? } else { self.past_handle()? };
+        // Opened on the threads of all else, as what the store starts with it may be for others too.
         let work = async move {
             let session = open_read(&opened.backend, &basin, &name, start, end).await?;
-            // On the same threads, for as long as somebody listens.
-            tokio::spawn(async move {
+            // For as long as somebody listens.
+            threads.spawn(async move {
                 let mut session = std::pin::pin!(session);
                 loop {
                     let output = tokio::select! {
@@ -44,7 +46,10 @@ impl Embedded {
                         () = send.closed() => return,
                     };
                     let batch = match output {
-                        None => return,
+                        None => {
+                            let _ = send.send(Ok(Event::End)).await;
+                            return;
+                        }
                         Some(Ok(ReadSessionOutput::Batch(batch))) => batch,
                         Some(Ok(ReadSessionOutput::Heartbeat(tail))) => {
                             if send.send(Ok(Event::Tail(position(tail)))).await.is_err() {
@@ -68,8 +73,7 @@ impl Embedded {
             });
             Ok::<_, ReadError>(())
         };
-        let threads = if follow { self.handle()? } else { self.past_handle()? };
-        let done = self.patiently_on(&threads, work).await?;
+        let done = self.patiently(work).await?;
         done.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         Ok(receive)
     }

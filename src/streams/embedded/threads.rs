@@ -25,10 +25,15 @@ impl Threads {
         present.worker_threads((cores / 2).max(1)).max_blocking_threads(FILES);
         let mut past = Builder::new_multi_thread();
         past.worker_threads(1).max_blocking_threads(PAST_FILES).on_thread_start(give_way);
-        Ok(Threads {
-            present: present.thread_name("streams").enable_all().build()?,
-            past: past.thread_name("streams-past").enable_all().build()?,
-        })
+        let present = present.thread_name("streams").enable_all().build()?;
+        match past.thread_name("streams-past").enable_all().build() {
+            Ok(past) => Ok(Threads { present, past }),
+            Err(error) => {
+                // Dropped here it would be waited for, which no task may.
+                present.shutdown_background();
+                Err(error)
+            }
+        }
     }
 
     /// Those for all else.
