@@ -6,7 +6,10 @@ use std::{
     hash::{BuildHasher as _, RandomState},
 };
 
-use axum::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
+use axum::http::{
+    HeaderMap, HeaderValue,
+    header::{AUTHORIZATION, HeaderName},
+};
 use sha2::{Digest as _, Sha256};
 
 /// More than this many bytes of bearer are refused unread. All headers of a request together may
@@ -15,6 +18,8 @@ pub(super) const MAX_BEARER_BYTES: usize = 16 * 1024;
 
 /// What a bearer may stand after.
 const SCHEME: &str = "Bearer ";
+
+static BRANCH: HeaderName = HeaderName::from_static("x-trigger-branch");
 
 /// `refs/…` prefixes that a branch name may be given with; any other `refs/…` names no branch.
 const REF_PREFIXES: [&str; 6] =
@@ -120,7 +125,7 @@ fn text(value: &HeaderValue) -> Cow<'_, str> {
 }
 
 fn branch(headers: &HeaderMap) -> Option<Cow<'_, str>> {
-    let mut values = headers.get_all("x-trigger-branch").iter();
+    let mut values = headers.get_all(&BRANCH).iter();
     let first = text(values.next()?);
     // Node joins a repeated header by commas, and so names no branch that exists. Taking the first
     // instead would let two hops disagree about the environment.

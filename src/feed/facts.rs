@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::feeds::{Feeds, Unavailable};
-use super::filter::FeedKey;
 use super::image::Image;
+use super::key::FeedKey;
 use crate::runs::columns::Column;
 use crate::runs::created::Floor;
 use crate::runs::reader::Patience;

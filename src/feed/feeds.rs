@@ -10,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 use super::body::{Body, Part};
 use super::chunks::Chunks;
 use super::facts::FactsMemory;
-use super::filter::{FeedKey, Filter};
+use super::filter::Filter;
 use super::flights::Flights;
 use super::handle::Handle;
 use super::image::{Image, MessageKey, Operation};
+use super::key::FeedKey;
+use super::lists::Lists;
 use super::news::RunNews;
 use super::position::Position;
 use super::window::Feed;
@@ -62,6 +64,8 @@ pub struct Feeds {
     pub(super) chunks: Chunks,
     pub(super) flights: Flights,
     pub(super) just_created: Gate,
+    /// The lists that were asked for last.
+    pub lists: Lists,
 }
 
 /// A feed as one client sees it.
@@ -141,6 +145,7 @@ impl Feeds {
             facts: FactsMemory::default(),
             flights: Flights::default(),
             just_created: Gate::new(JUST_CREATED_PLACES, 0, "just_created"),
+            lists: Lists::default(),
         }
     }
 
@@ -205,7 +210,7 @@ impl Feeds {
     }
 
     pub(super) fn filter(&self, key: &FeedKey, floor: Floor) -> Filter {
-        Filter::new(key, floor, &self.feed.topics)
+        Filter::new(key, floor)
     }
 
     /// Tells a client to start again, not behind what it has seen of this database.
@@ -249,13 +254,8 @@ impl Feeds {
         !self.is_reachable(position).await || reach(&self.feed, position.lsn, CATCH_UP_WAIT).await
     }
 
-    /// The messages of some news, in which every inserted row is whole. A row that the stream never
-    /// sent whole is read from the database, and left out if it is gone by now.
-    pub(super) async fn messages(
-        &self,
-        view: &View,
-        news: Vec<RunNews>,
-    ) -> Result<Vec<Part>, Unavailable> {
+    /// The messages of some news.
+    pub(super) fn messages(view: &View, news: Vec<RunNews>) -> Vec<Part> {
         let parts = news.into_iter().filter_map(|RunNews { image, operation, changed }| {
             let columns = match operation {
                 Operation::Insert => view.columns,
@@ -267,19 +267,16 @@ impl Feeds {
             let key = MessageKey { columns, operation, old_statuses: view.old_statuses };
             (!silent).then_some((image, key))
         });
-        self.filled_parts(view, parts.collect()).await
+        parts.collect()
     }
 
-    /// The parts, in which every inserted row is whole.
+    /// The parts, in which every inserted row is whole. A row that the stream never sent whole is read
+    /// from the database, and left out if it is gone by now.
     pub(super) async fn filled_parts(
         &self,
         view: &View,
         parts: Vec<Part>,
     ) -> Result<Vec<Part>, Unavailable> {
-        let lacks = |(image, key): &Part| {
-            key.operation == Operation::Insert
-                && !image.unknown().intersection(key.columns).is_empty()
-        };
         if !parts.iter().any(lacks) {
             return Ok(parts);
         }
@@ -288,7 +285,7 @@ impl Feeds {
                 return Ok(Some(part));
             }
             let (image, key) = part;
-            let image = self.filled(&view.feed.environment, &image).await?;
+            let image = self.filled(view.feed.environment(), &image).await?;
             Ok::<_, Unavailable>(image.map(|image| (image, key)))
         });
         Ok(try_join_all(whole).await?.into_iter().flatten().collect())
@@ -313,6 +310,11 @@ impl Feeds {
         };
         image.filled.get_or_try_init(read).await.cloned()
     }
+}
+
+/// Whether it is a row that has to be whole and is not.
+pub(super) fn lacks((image, key): &Part) -> bool {
+    key.operation == Operation::Insert && !image.unknown().intersection(key.columns).is_empty()
 }
 
 /// Waits until the stream has come to `lsn`; `false` when it does not in time.

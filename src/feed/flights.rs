@@ -112,7 +112,7 @@ mod tests {
 
     fn key(batch: usize) -> Key {
         let runs = Runs::OfBatch(batch.to_string().into());
-        let feed = FeedKey { environment: "env".into(), runs };
+        let feed = FeedKey::new("env".into(), runs);
         (View { feed, columns: ColumnSet::EXPOSED, old_statuses: false }, Floor::default(), false)
     }
 

@@ -131,7 +131,7 @@ impl Feed {
             let mut topics = self.topics_of(|column| image.get(column));
             let untold = matches!(left, RunState::Is(_)) && image.lacks_tags();
             if let Some(environment) = image.text(Column::RuntimeEnvironmentId).filter(|_| untold) {
-                topics.push(self.topics.untold(environment));
+                topics.push(Topic::untold(environment));
                 topics.sort_unstable();
             }
             if let Before::Elsewhere(before) = &places {
@@ -248,15 +248,15 @@ impl Feed {
         };
         let Some(environment) = text(Column::RuntimeEnvironmentId) else { return Vec::new() };
         let mut topics = Vec::with_capacity(8);
-        topics.push(self.topics.environment(environment));
+        topics.push(Topic::environment(environment));
         if let Some(friendly_id) = text(Column::FriendlyId) {
-            topics.push(self.topics.run(environment, friendly_id));
+            topics.push(Topic::run(environment, friendly_id));
         }
         if let Some(batch) = text(Column::BatchId) {
-            topics.push(self.topics.batch(environment, batch));
+            topics.push(Topic::batch(environment, batch));
         }
         let tags = text(Column::RunTags).map(elements).unwrap_or_default();
-        topics.extend(tags.iter().map(|tag| self.topics.tag(environment, tag)));
+        topics.extend(tags.iter().map(|tag| Topic::tag(environment, tag)));
         topics.sort_unstable();
         topics.dedup();
         topics

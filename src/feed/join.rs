@@ -9,9 +9,10 @@ use tokio::time::Instant;
 
 use super::facts::Facts;
 use super::feeds::{CATCH_UP_WAIT, Feeds, Unavailable, View, reach};
-use super::filter::{Filter, Runs};
+use super::filter::Filter;
 use super::handle::{Handle, Horizon, MAX_LEN};
 use super::image::Image;
+use super::key::Runs;
 use super::news::Reading;
 use crate::limits::Share;
 use crate::postgres::Lsn;
@@ -106,8 +107,8 @@ impl Feeds {
         floor: Floor,
         patience: Patience,
     ) -> Result<Read, Unavailable> {
-        let environment = &view.feed.environment;
-        let which = match &view.feed.runs {
+        let environment = view.feed.environment();
+        let which = match view.feed.runs() {
             Runs::One(id) => {
                 let read = self.reader.run(environment, id, patience).await?;
                 let seen = Seen::clone(&read.seen);
@@ -155,7 +156,8 @@ impl Feeds {
         let epoch = state.epoch.ok_or(Unavailable)?;
         // Connected anew since: the server may have crashed and taken back what the query saw.
         let void = state.connections != connections;
-        if void || !state.settlement.admits(&horizon.snapshot, filter.topics[0], filter.untold) {
+        if void || !state.settlement.admits(&horizon.snapshot, filter.topics()[0], filter.untold())
+        {
             return Ok(None);
         }
         let mut reading =

@@ -14,9 +14,10 @@ mod database;
 
 use database::{Database, Edit, Row, TAGS, base, change, tuple};
 
-use super::filter::{FeedKey, Filter, Runs};
+use super::filter::Filter;
 use super::handle::Horizon;
 use super::image::{Image, Operation};
+use super::key::{FeedKey, Runs};
 use super::position::Position;
 use super::untold::{Untold, entering};
 use super::window::{Feed, Limits};
@@ -89,7 +90,7 @@ impl Wanted {
         }
     }
 
-    fn filter(&self, feed: &Feed) -> Filter {
+    fn filter(&self) -> Filter {
         // 2026-09-01 08:00:00
         let start = 1_788_249_600 / 60;
         let (runs, floor) = match self {
@@ -103,8 +104,8 @@ impl Wanted {
                 (Runs::Tagged { tags, window }, Floor(start + from))
             }
         };
-        let key = FeedKey { environment: "env".into(), runs };
-        Filter::new(&key, floor, &feed.topics)
+        let key = FeedKey::new("env".into(), runs);
+        Filter::new(&key, floor)
     }
 }
 
@@ -274,7 +275,7 @@ proptest! {
             .into_iter()
             .flat_map(|wanted| [wanted.clone(), wanted])
             .map(|wanted| Client {
-                filter: wanted.filter(&feed),
+                filter: wanted.filter(),
                 wanted,
                 offset: Position::default(),
                 horizon: None,
@@ -348,7 +349,7 @@ async fn a_run_that_leaves_and_comes_back_between_two_polls_is_sent_whole() {
     for edit in edits.into_iter().chain([Edit::Tag { run: 0, tag: 0 }]) {
         database.commit(vec![edit]);
     }
-    let filter = Wanted::Tags(vec![0], 0).filter(feed);
+    let filter = Wanted::Tags(vec![0], 0).filter();
     feed.apply(database.event(0));
     let offset = Position::before(feed.head());
     (1..4).for_each(|number| feed.apply(database.event(number)));

@@ -7,10 +7,13 @@ mod facts;
 mod feeds;
 mod filter;
 mod flights;
+mod follow;
 pub mod handle;
 mod image;
 mod intake;
 mod join;
+mod key;
+mod lists;
 mod news;
 mod open;
 mod pace;
@@ -26,9 +29,10 @@ pub mod wire;
 pub use body::Body;
 pub use facts::Facts;
 pub use feeds::{Answer, FeedSettings, Feeds, Outcome, Unavailable, View};
-pub use filter::{FeedKey, Runs};
+pub use follow::{Next, Update};
+pub use key::{FeedKey, Runs};
 pub use open::Open;
-pub use poll::{Next, Poll, Subscription, Update};
+pub use poll::{Poll, Subscription};
 pub use window::{Feed, Limits};
 
 #[cfg(test)]

@@ -95,8 +95,8 @@ impl Reading {
     ) -> bool {
         // A change is found under each of the feed's topics, so the rarest one has it too, unless
         // it came without the run's tags.
-        let posting = window.rarest(&filter.topics).unwrap_or(&NOTHING);
-        let untold = filter.untold.and_then(|topic| window.posting(topic)).unwrap_or(&NOTHING);
+        let posting = window.rarest(filter.topics()).unwrap_or(&NOTHING);
+        let untold = filter.untold().and_then(|topic| window.posting(topic)).unwrap_or(&NOTHING);
         let start = self.start_in(posting, window);
         let untold_start = self.start_in(untold, window);
         if start == posting.len() && untold_start == untold.len() {
@@ -198,13 +198,13 @@ impl Reading {
     /// `is_known` tells of a run that was in the feed before whether the client can have its row:
     /// one that was beyond the end of a cut list it was never sent.
     pub fn finish(
-        self,
+        &mut self,
         window: &Window,
         filter: &Filter,
         is_known: impl Fn(&Image) -> bool,
     ) -> News {
-        let mut news = self.news;
-        for touched in self.runs {
+        let mut news = std::mem::take(&mut self.news);
+        for touched in std::mem::take(&mut self.runs) {
             let Some((image, deleted)) = window.state(&touched.run) else { continue };
             if !filter.may_show(image) {
                 continue;

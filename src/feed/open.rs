@@ -9,10 +9,11 @@ use tokio::time::Instant;
 use super::chunks::Opening;
 use super::facts::Facts;
 use super::feeds::{Answer, Feeds, Outcome, Unavailable, View};
-use super::filter::{Filter, Runs};
+use super::filter::Filter;
 use super::handle::Handle;
 use super::image::{Image, MessageKey, Operation};
 use super::join::Joined;
+use super::key::Runs;
 use super::pace;
 use super::position::Position;
 use super::wire;
@@ -72,8 +73,8 @@ impl Feeds {
             None => Ok(Outcome::NotFound),
             Some(opened) if !opens(&opened.facts) => Ok(Outcome::Forbidden),
             Some(opened) => {
-                if let Runs::One(run) = &open.view.feed.runs {
-                    self.facts.keep(&open.view.feed.environment, run, &opened.facts, opens);
+                if let Runs::One(run) = open.view.feed.runs() {
+                    self.facts.keep(open.view.feed.environment(), run, &opened.facts, opens);
                 }
                 self.answer_run(open, opened)
             }
@@ -92,7 +93,7 @@ impl Feeds {
         let handle = self.known_handle(&open).await?;
         let digest = open.view.feed.digest(open.view.columns);
         let pinned = handle.as_ref().filter(|handle| handle.feed == digest).and_then(|h| h.floor);
-        let floor = match (&open.view.feed.runs, pinned) {
+        let floor = match (open.view.feed.runs(), pinned) {
             (Runs::Tagged { .. }, Some(floor)) => self.floor_to_open(floor),
             (Runs::Tagged { window, .. }, None) => Floor::before(SystemTime::now(), *window),
             _ => Floor::default(),
@@ -137,14 +138,14 @@ impl Feeds {
         let fold = self.settings.completion_fold;
         let left = || {
             let state = self.feed.state.read();
-            let newest = state.newest(&filter.topics).filter(|newest| newest.completes)?;
+            let newest = state.newest(filter.topics()).filter(|newest| newest.completes)?;
             let left = pace::until(newest.commit_time, fold, SystemTime::now());
             (!left.is_zero()).then_some(left)
         };
         if left().is_none() {
             return;
         }
-        let waiter = self.feed.waiters.join(filter.topics[0], Lease::default());
+        let waiter = self.feed.waiters.join(filter.topics()[0], Lease::default());
         let longest = Instant::now() + fold;
         // A wake may be that of the completion itself, which is seen before it wakes anybody.
         loop {
@@ -202,13 +203,13 @@ impl Feeds {
         filter: &Filter,
         patience: Patience,
     ) -> Result<Option<OpenedRun>, Unavailable> {
-        let waiter = self.feed.waiters.join(filter.topics[0], Lease::default());
+        let waiter = self.feed.waiters.join(filter.topics()[0], Lease::default());
         if let Some(opened) = self.query_run(open, patience).await? {
             return Ok(Some(opened));
         }
         // A trigger call may answer before its run can be read. The places to wait are limited, so
         // that asking for runs that never were costs little.
-        let environment = &open.view.feed.environment;
+        let environment = open.view.feed.environment();
         let Some(_place) = self.just_created.try_enter(environment) else { return Ok(None) };
         let deadline = Instant::now() + self.settings.just_created_wait;
         loop {
@@ -270,7 +271,7 @@ impl Feeds {
         let Joined { head, read, .. } = &mut joined;
         let (end, cut, share) = (Position::before(*head), read.cut.take(), read.share.take());
         let mut handle = joined.issue(view);
-        handle.floor = matches!(view.feed.runs, Runs::Tagged { .. }).then_some(floor);
+        handle.floor = matches!(view.feed.runs(), Runs::Tagged { .. }).then_some(floor);
         handle.cut = cut.as_deref().map(|cut| timestamp_millis(cut).unwrap_or(u64::MAX));
         let (view, bodies) = (view.clone(), Arc::clone(&self.feed.bodies));
         let size: usize = rows.iter().map(|row| row.size()).sum();

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 
-use super::filter::{FeedKey, Filter};
+use super::filter::Filter;
+use super::key::FeedKey;
 use super::live_tests::commit;
 use super::news::News;
 use super::pace::due_in;
@@ -77,7 +78,7 @@ impl<'a> Client<'a> {
         let floor = Lsn(10);
         feed.apply(Event::Reset(Reset { epoch: 1, floor, server: floor, past: None }));
         let key = FeedKey::run("env_1".into(), "run_1".into());
-        let filter = Filter::new(&key, Floor::default(), &feed.topics);
+        let filter = Filter::new(&key, Floor::default());
         Client { feed, filter, commits, arrived: 0, after: Position::before(floor) }
     }
 
@@ -100,7 +101,7 @@ impl<'a> Client<'a> {
             let arrives = self.commits.get(self.arrived).map(|next| next.at + WAY);
             let at = SystemTime::UNIX_EPOCH + Duration::from_millis(now as u64);
             let wait = (!news.runs.is_empty())
-                .then(|| due_in(&news, Duration::from_millis(TICK as u64), Duration::ZERO, at));
+                .then(|| due_in(&news, Duration::from_millis(TICK as u64), Duration::ZERO, || at));
             if wait == Some(Duration::ZERO) {
                 let last = self.arrived - 1;
                 let metadata = news.runs[0].image.text(Column::Metadata);

@@ -175,7 +175,7 @@ fn much_else(feed: &Feed, from: u32) {
 async fn held_list(feed: &Feed, feeds: &Arc<Feeds>) -> tokio::task::JoinHandle<Outcome> {
     feed.apply(Event::Progress(Lsn(50)));
     let runs = Runs::Tagged { tags: ["a".into(), "b".into()].into(), window: LIST_WINDOW };
-    let key = FeedKey { environment: "env_1".into(), runs };
+    let key = FeedKey::new("env_1".into(), runs);
     let (mut poll, feeds) = (poll_of(key, None, Duration::from_secs(60)), Arc::clone(feeds));
     let held = tokio::spawn(async move { feeds.poll(&mut poll).await });
     let_it_wait(feed).await;

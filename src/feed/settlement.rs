@@ -159,7 +159,7 @@ fn has_ended_below(snapshot: &Snapshot, xid: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::topic::Topics;
+    use super::super::topic::Topic;
     use super::*;
 
     fn snapshot(text: &str) -> Snapshot {
@@ -168,8 +168,7 @@ mod tests {
 
     #[test]
     fn a_transaction_that_no_query_shows_is_remembered_after_it_left_the_window() {
-        let topics = Topics::default();
-        let (run, other) = (topics.run("env", "run_1"), topics.run("env", "run_2"));
+        let (run, other) = (Topic::run("env", "run_1"), Topic::run("env", "run_2"));
         let mut settlement = Settlement::default();
         settlement.committed(7, Lsn(100));
         settlement.committed(8, Lsn(200));
@@ -189,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_query_that_began_before_the_forgetting_is_repeated() {
-        let topic = Topics::default().run("env", "run_1");
+        let topic = Topic::run("env", "run_1");
         let mut settlement = Settlement::default();
         settlement.committed(7, Lsn(100));
         let early = snapshot("7:8:7");
@@ -200,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_query_that_began_before_the_forgotten_was_shown_is_repeated() {
-        let topic = Topics::default().run("env", "run_1");
+        let topic = Topic::run("env", "run_1");
         let mut settlement = Settlement::default();
         settlement.committed(7, Lsn(100));
         settlement.forget(Lsn(100), || [topic].into());
@@ -212,7 +211,7 @@ mod tests {
 
     #[test]
     fn ids_that_a_crash_took_back_are_not_waited_for() {
-        let topic = Topics::default().run("env", "run_1");
+        let topic = Topic::run("env", "run_1");
         let mut settlement = Settlement::default();
         settlement.committed(7, Lsn(100));
         settlement.settle(snapshot("300:300:"));
@@ -228,7 +227,7 @@ mod tests {
 
     #[test]
     fn what_a_new_slot_regards_as_past_is_waited_for_after_a_new_connection_too() {
-        let topic = Topics::default().run("env", "run_1");
+        let topic = Topic::run("env", "run_1");
         let mut settlement = Settlement::default();
         settlement.restart(Some(snapshot("9:9:")));
         settlement.reconnected();
@@ -237,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_new_slot_serves_only_what_shows_all_that_it_regards_as_past() {
-        let topic = Topics::default().run("env", "run_1");
+        let topic = Topic::run("env", "run_1");
         let mut settlement = Settlement::default();
         settlement.restart(Some(snapshot("9:9:")));
         assert!(
@@ -254,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_crowd_that_is_not_told_apart_is_waited_for_as_a_whole() {
-        let topic = Topics::default().run("env", "run_1");
+        let topic = Topic::run("env", "run_1");
         let mut settlement = Settlement::default();
         for i in 0..=MAX_OPEN as u32 {
             settlement.committed(i + 10, Lsn(u64::from(i)));

@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::filter::{FeedKey, Filter};
+use super::filter::Filter;
 use super::handle::Horizon;
 use super::image::Operation;
+use super::key::FeedKey;
 use super::news::RunNews;
 use super::position::Position;
 use super::window::{Feed, Limits};
@@ -77,13 +78,13 @@ fn update(run: usize, metadata: Option<&str>) -> Change {
     Change::RunUpdated { new: row(run, metadata), old: None }
 }
 
-fn filter(feed: &Feed, run: usize) -> Filter {
+fn filter(run: usize) -> Filter {
     let key = FeedKey::run(ENVIRONMENT.into(), format!("run_{run}").into());
-    Filter::new(&key, Floor::default(), &feed.topics)
+    Filter::new(&key, Floor::default())
 }
 
 fn news(feed: &Feed, run: usize, after: Position, horizon: Option<&Horizon>) -> Option<RunNews> {
-    let news = feed.state.read().news(&filter(feed, run), after, horizon, |_| true);
+    let news = feed.state.read().news(&filter(run), after, horizon, |_| true);
     assert!(news.runs.len() <= 1);
     news.runs.into_iter().next()
 }
@@ -161,7 +162,7 @@ fn a_truncation_and_a_transaction_too_large_to_carry_raise_the_floor() {
         feed.apply(tx(6, 200, vec![change]));
         let state = feed.state.read();
         assert_eq!((state.floor, state.head), (Lsn(208), Lsn(208)));
-        let topic = filter(&feed, 9).topics[0];
+        let topic = filter(9).topics()[0];
         assert!(!state.settlement.admits(&"6:9:6".parse().unwrap(), topic, None));
     }
 }

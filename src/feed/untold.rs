@@ -148,7 +148,7 @@ impl Feed {
     /// Wakes those who wait for runs with such tags.
     fn wake_tagged(&self, untold: &Untold, tags: Cell<'_>) {
         let Cell::Text(tags) = tags else { return };
-        let topic = |tag: &String| self.topics.tag(&untold.environment, tag);
+        let topic = |tag: &String| Topic::tag(&untold.environment, tag);
         let mut topics: Vec<Topic> = elements(tags).iter().map(topic).collect();
         topics.sort_unstable();
         topics.dedup();

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::filter::{FeedKey, Filter, Runs};
+use super::filter::Filter;
 use super::image::Operation;
+use super::key::{FeedKey, Runs};
 use super::position::Position;
 use super::tests::{row, row_of, tx};
 use super::untold::Untold;
@@ -142,9 +143,9 @@ fn a_run_that_leaves_the_window_is_read_no_more() {
 #[test]
 fn who_may_have_been_sent_such_a_run_is_told_when_it_leaves_or_ends() {
     let runs = Runs::Tagged { tags: ["a".into()].into(), window: Duration::from_secs(60) };
-    let key = FeedKey { environment: "env_1".into(), runs };
+    let key = FeedKey::new("env_1".into(), runs);
     let news = |feed: &Feed, after: Position| {
-        let filter = Filter::new(&key, Floor::default(), &feed.topics);
+        let filter = Filter::new(&key, Floor::default());
         let news = feed.state.read().news(&filter, after, None, |_| true);
         assert!(news.undecided.is_empty());
         news.runs.iter().map(|run| run.operation).collect::<Vec<_>>()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::{DashMap, Entry};
+use rustc_hash::FxBuildHasher;
 
 use super::position::Position;
 use super::topic::Topic;
@@ -15,7 +16,7 @@ use crate::wake::{self, List, Lone, Place, Rounds};
 /// The wake lists. A topic that nobody waits on takes no memory.
 #[derive(Debug, Default)]
 pub struct Waiters {
-    topics: DashMap<Topic, OfTopic>,
+    topics: DashMap<Topic, OfTopic, FxBuildHasher>,
     rounds: Rounds<Crowd>,
 }
 

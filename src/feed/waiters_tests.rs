@@ -2,13 +2,13 @@
 
 use futures_util::FutureExt as _;
 
-use super::super::topic::Topics;
+use super::super::topic::Topic;
 use super::*;
 
 #[tokio::test]
 async fn a_wake_between_asking_and_awaiting_is_not_lost() {
     let waiters = Arc::new(Waiters::default());
-    let topic = Topics::default().run("env", "run");
+    let topic = Topic::run("env", "run");
     let waiter = waiters.join(topic, Lease::default());
     let woken = waiter.woken();
     waiters.wake(topic);
@@ -18,12 +18,11 @@ async fn a_wake_between_asking_and_awaiting_is_not_lost() {
 #[tokio::test]
 async fn who_has_lost_the_lease_is_woken_and_nobody_else() {
     let waiters = Arc::new(Waiters::default());
-    let topics = Topics::default();
     let lost = Lease::default();
     let joined = [
-        waiters.join(topics.run("env", "a"), lost.clone()),
-        waiters.join(topics.run("env", "a"), Lease::default()),
-        waiters.join(topics.run("env", "b"), lost.clone()),
+        waiters.join(Topic::run("env", "a"), lost.clone()),
+        waiters.join(Topic::run("env", "a"), Lease::default()),
+        waiters.join(Topic::run("env", "b"), lost.clone()),
     ];
     let mut waits: Vec<_> = joined.iter().map(Waiter::woken).collect();
     waiters.wake_ended();
@@ -37,7 +36,7 @@ async fn who_has_lost_the_lease_is_woken_and_nobody_else() {
 #[test]
 fn the_last_to_leave_removes_the_list() {
     let waiters = Arc::new(Waiters::default());
-    let topic = Topics::default().run("env", "run");
+    let topic = Topic::run("env", "run");
     let (a, b) = (waiters.join(topic, Lease::default()), waiters.join(topic, Lease::default()));
     drop(a);
     assert_eq!(waiters.len(), 1);
@@ -48,7 +47,7 @@ fn the_last_to_leave_removes_the_list() {
 #[test]
 fn who_leaves_a_crowd_takes_nobodys_place_along() {
     let waiters = Arc::new(Waiters::default());
-    let topic = Topics::default().run("env", "run");
+    let topic = Topic::run("env", "run");
     let join = || waiters.join(topic, Lease::default());
     let (first, second) = (join(), join());
     drop(first);
@@ -66,7 +65,7 @@ fn who_leaves_a_crowd_takes_nobodys_place_along() {
 #[test]
 fn what_was_lost_while_one_waited_alone_counts_when_others_have_come() {
     let waiters = Arc::new(Waiters::default());
-    let topic = Topics::default().run("env", "run");
+    let topic = Topic::run("env", "run");
     let first = waiters.join(topic, Lease::default());
     let lost = |waiter: &Waiter| !waiter.lost_nothing_after(Position::before(Lsn(5)));
     assert!(!lost(&first));

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, watch};
 
 use super::body::Bodies;
@@ -13,7 +14,7 @@ use super::filter::Filter;
 use super::image::Image;
 use super::position::Position;
 use super::settlement::Settlement;
-use super::topic::{Topic, Topics};
+use super::topic::Topic;
 use super::untold::{RememberedTags, Untold};
 use super::waiters::Waiters;
 use crate::postgres::{Lsn, Snapshot};
@@ -41,7 +42,6 @@ pub struct Feed {
     pub(super) writer: Mutex<()>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) head: watch::Sender<Lsn>,
-    pub(super) topics: Topics,
     pub(super) limits: Limits,
     /// Memory that bodies take which hang on the window's runs, in bytes.
     pub(super) rendered: Arc<AtomicUsize>,
@@ -71,7 +71,7 @@ pub(super) struct Window {
     /// The number of the first of `changes`; they are numbered as they come.
     first: u64,
     transactions: VecDeque<Transaction>,
-    postings: HashMap<Topic, VecDeque<u64>>,
+    postings: FxHashMap<Topic, VecDeque<u64>>,
     runs: HashMap<Arc<str>, Run>,
     /// The runs whose tags are to be read and that nobody has set out to read.
     pub untold: BTreeMap<u64, Untold>,
@@ -161,7 +161,6 @@ impl Feed {
             writer: Mutex::default(),
             waiters: Arc::default(),
             head: watch::Sender::new(Lsn(0)),
-            topics: Topics::default(),
             rendered: Arc::default(),
             bodies: Arc::new(Bodies::new(limits.bodies)),
             tags: RememberedTags::default(),
@@ -180,7 +179,7 @@ impl Feed {
     pub(super) fn quietest(&self, filter: &Filter) -> Topic {
         let state = self.state.read();
         let changes = |topic: &&Topic| state.postings.get(topic).map_or(0, VecDeque::len);
-        *filter.topics.iter().min_by_key(changes).unwrap_or(&filter.topics[0])
+        *filter.topics().iter().min_by_key(changes).unwrap_or(&filter.topics()[0])
     }
 
     /// Takes note of a finished query, and forgets what has grown too old. To be called about once
@@ -382,7 +381,7 @@ impl Window {
 
     /// The last state of the one run that a feed is of, and whether it was deleted since.
     pub fn last_state(&self, run: &Filter) -> Option<(&Arc<Image>, bool)> {
-        let newest = self.rarest(&run.topics)?.back()?;
+        let newest = self.rarest(run.topics())?.back()?;
         let found = self.state(&self.record(*newest).run)?;
         run.matches(found.0).then_some(found)
     }

@@ -23,7 +23,7 @@ pub async fn batch(
     feed(app, Route::Batch(id), request.into_parts().0, None).await
 }
 
-pub(super) async fn admit(
+pub(super) async fn ask(
     app: &App,
     subscriber: Subscriber<'_>,
     batch: Arc<str>,
@@ -34,5 +34,5 @@ pub(super) async fn admit(
         return Err(HttpError::NotFound { retry: true });
     };
     subscriber.may_read(&[Resource::one("batch", &batch), Resource::all("runs")])?;
-    Ok(subscriber.ask(app, FeedKey { environment, runs: Runs::OfBatch(internal) }))
+    Ok(subscriber.ask(app, FeedKey::new(environment, Runs::OfBatch(internal))))
 }

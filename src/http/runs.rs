@@ -29,21 +29,19 @@ pub async fn list(State(app): State<Arc<App>>, request: Request) -> Response<Bod
     feed(app, Route::List, request.into_parts().0, None).await
 }
 
-pub(super) async fn admit_run(
-    app: &App,
-    subscriber: Subscriber<'_>,
-    run: Arc<str>,
-) -> Result<Asked, HttpError> {
-    if subscriber.follows() {
-        may_follow(app, &subscriber, &run).await?;
-    }
-    let feed = FeedKey::run(subscriber.environment(), run);
-    Ok(subscriber.ask(app, feed))
+/// Whether a run may be asked for as its scopes alone tell. An opening is looked at once it is known
+/// what the run carries.
+pub(super) fn is_open_to(who: &Subscriber<'_>, run: &str) -> bool {
+    !who.follows() || who.may_read(&[Resource::one("runs", run)]).is_ok()
 }
 
 /// Who holds a handle has been told that the run exists; what the scopes say of it is asked anew.
-async fn may_follow(app: &App, who: &Subscriber<'_>, run: &Arc<str>) -> Result<(), HttpError> {
-    if who.may_read(&[Resource::one("runs", run)]).is_ok() {
+pub(super) async fn may_ask(
+    app: &App,
+    who: &Subscriber<'_>,
+    run: &Arc<str>,
+) -> Result<(), HttpError> {
+    if is_open_to(who, run) {
         return Ok(());
     }
     let opens = |facts: &Facts| may_read_run(&who.caller.ability, run, facts);
@@ -55,14 +53,29 @@ async fn may_follow(app: &App, who: &Subscriber<'_>, run: &Arc<str>) -> Result<(
     }
 }
 
-pub(super) fn admit_list(app: &App, subscriber: Subscriber<'_>) -> Result<Asked, HttpError> {
-    let tags = tags(subscriber.query.tags.as_deref().unwrap_or_default())?;
-    let mut resources = vec![Resource::all("runs"), Resource::all("tags")];
-    resources.extend(tags.iter().map(|tag| Resource::one("tags", tag)));
-    subscriber.may_read(&resources)?;
+pub(super) fn ask_run(app: &App, who: Subscriber<'_>, run: Arc<str>) -> Asked {
+    let feed = FeedKey::run(who.environment(), run);
+    who.ask(app, feed)
+}
+
+pub(super) fn ask_list(app: &App, subscriber: Subscriber<'_>) -> Result<Asked, HttpError> {
+    let words = subscriber.query.tags.as_deref().unwrap_or_default();
     let window = window(subscriber.query.created_at.as_deref(), app.created_max);
-    let runs = Runs::Tagged { tags, window };
-    let feed = FeedKey { environment: subscriber.environment(), runs };
+    let lists = &app.feeds.lists;
+    let feed = match lists.get(&subscriber.caller.environment_id, words, window) {
+        Some(feed) => feed,
+        None => {
+            let runs = Runs::Tagged { tags: tags(words)?, window };
+            let feed = FeedKey::new(subscriber.environment(), runs);
+            lists.keep(words, &feed);
+            feed
+        }
+    };
+    let mut resources = vec![Resource::all("runs"), Resource::all("tags")];
+    if let Runs::Tagged { tags, .. } = feed.runs() {
+        resources.extend(tags.iter().map(|tag| Resource::one("tags", tag)));
+    }
+    subscriber.may_read(&resources)?;
     Ok(subscriber.ask(app, feed))
 }
 

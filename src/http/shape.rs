@@ -2,6 +2,7 @@
 //! (`runs-and-auth.md`, 3.1 and 5.1).
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::sync::LazyLock;
 
 use axum::body::Body;
@@ -69,8 +70,9 @@ impl<'a> ShapeQuery<'a> {
 
 /// The pairs of a query string. Most need no decoding, which takes longer than all else here.
 fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
-    query.split('&').filter_map(|pair| {
-        if pair.contains(['%', '+']) {
+    let coded = query.bytes().any(|byte| matches!(byte, b'%' | b'+'));
+    query.split('&').filter_map(move |pair| {
+        if coded {
             return form_urlencoded::parse(pair.as_bytes()).next();
         }
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -123,6 +125,9 @@ pub fn events(
     response
 }
 
+/// The longest offset, in bytes.
+const MAX_OFFSET: usize = "18446744073709551615_4294967295".len();
+
 /// What headers say of one answer.
 struct Values {
     handle: HeaderValue,
@@ -136,11 +141,13 @@ impl Values {
         // Neither a handle nor a number can hold what a header must not.
         let none = HeaderValue::from_static("");
         let handle = HeaderValue::from_maybe_shared(Bytes::from(handle));
-        let place = HeaderValue::try_from(offset.to_string());
+        let mut place = String::with_capacity(MAX_OFFSET);
+        // A string takes whatever it is given.
+        let _ = write!(place, "{offset}");
         let own = if request.live { offset.lsn.0.into() } else { schema(request.columns) };
         Values {
             handle: handle.unwrap_or_else(|_| none.clone()),
-            offset: place.unwrap_or(none),
+            offset: HeaderValue::from_str(&place).unwrap_or(none),
             own,
         }
     }
@@ -193,13 +200,12 @@ static CATCH_UP_HEADERS: LazyLock<Complete> = LazyLock::new(|| Complete::with(fa
 /// differs is replaced by its place, which takes no look-up.
 struct Complete {
     headers: HeaderMap,
-    /// What each header says, in the order of the map's values, which is the same in a copy.
+    /// What those headers say that differ, which come first. A copy has them in the same order.
     says: Box<[Says]>,
 }
 
 #[derive(Clone, Copy)]
 enum Says {
-    TheSame,
     Handle,
     Offset,
     Own,
@@ -209,25 +215,24 @@ impl Complete {
     fn with(live: bool) -> Complete {
         let empty = || HeaderValue::from_static("");
         let mut headers = HeaderMap::new();
-        feed_headers(&mut headers);
-        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
-        put(&mut headers, &UP_TO_DATE, empty());
         let values = Values { handle: empty(), offset: empty(), own: empty() };
         values.put_into(&mut headers, live);
         let says = headers.keys().map(|name| match name {
             name if HANDLE.contains(name) => Says::Handle,
             name if OFFSET.contains(name) => Says::Offset,
-            name if CURSOR.contains(name) || SCHEMA.contains(name) => Says::Own,
-            _ => Says::TheSame,
+            _ => Says::Own,
         });
-        Complete { says: says.collect(), headers }
+        let says = says.collect();
+        feed_headers(&mut headers);
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        put(&mut headers, &UP_TO_DATE, empty());
+        Complete { says, headers }
     }
 
     fn filled(&self, values: &Values) -> HeaderMap {
         let mut headers = self.headers.clone();
         for (value, says) in headers.values_mut().zip(&self.says) {
             match says {
-                Says::TheSame => {}
                 Says::Handle => value.clone_from(&values.handle),
                 Says::Offset => value.clone_from(&values.offset),
                 Says::Own => value.clone_from(&values.own),
@@ -262,6 +267,7 @@ fn render_schema(columns: ColumnSet) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::Lsn;
 
     proptest::proptest! {
         #[test]
@@ -269,6 +275,29 @@ mod tests {
             let read: Vec<_> = pairs(&query).collect();
             let forms: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
             proptest::prop_assert_eq!(read, forms);
+        }
+    }
+
+    #[test]
+    fn each_header_says_its_own_whichever_answer_is_copied() {
+        let columns = ColumnSet::EXPOSED;
+        for live in [true, false] {
+            let complete = if live { &LIVE_HEADERS } else { &CATCH_UP_HEADERS };
+            let position = Position { lsn: Lsn(7), index: 3 };
+            let values = Values::of(ShapeRequest { live, columns }, "handle".to_owned(), position);
+            let own = values.own.clone();
+            let mut filled = complete.filled(&values);
+            let mut takes = |names: &[HeaderName], value: &HeaderValue| {
+                names.iter().all(|name| filled.remove(name).as_ref() == Some(value))
+            };
+            assert!(takes(&HANDLE, &HeaderValue::from_static("handle")));
+            assert!(takes(&OFFSET, &HeaderValue::from_static("7_3")));
+            assert!(if live { takes(&CURSOR, &own) } else { takes(&SCHEMA, &own) });
+            assert!(takes(&UP_TO_DATE, &HeaderValue::from_static("")));
+            let mut rest = HeaderMap::new();
+            feed_headers(&mut rest);
+            rest.insert(VARY, HeaderValue::from_static("accept-encoding"));
+            assert_eq!(filled, rest);
         }
     }
 

@@ -1,13 +1,15 @@
 //! What the routes of all feeds share: who asks and what for, opening or polling, and the answer.
 
 use std::borrow::Cow;
+use std::future::ready;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
-use axum::http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, ORIGIN};
+use axum::http::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::{Response, Uri};
 use metrics::Gauge;
@@ -22,6 +24,7 @@ use crate::lease::Lease;
 use crate::limits::{Admitted, LivePlace};
 use crate::runs::columns::ColumnSet;
 
+static API_VERSION: HeaderName = HeaderName::from_static("x-trigger-api-version");
 /// The API version from which on clients know every status.
 const CURRENT_API_VERSION: &[u8] = b"2025-07-16";
 /// The longest time between two answers that a client or operator may ask for.
@@ -36,8 +39,8 @@ pub(super) struct Subscriber<'a> {
 
 /// What an admitted request wants.
 pub(super) enum Asked {
-    Poll(ShapeRequest, Box<Poll>),
-    Other(ShapeRequest, Work),
+    Poll(Box<Poll>),
+    Other(Box<(ShapeRequest, Work)>),
 }
 
 /// What is no poll.
@@ -48,10 +51,9 @@ pub(super) enum Work {
 }
 
 impl<'a> Subscriber<'a> {
-    pub async fn admit(app: &App, head: &'a Parts) -> Result<Self, HttpError> {
-        let caller = app.caller(&head.headers).await?;
+    fn new(caller: Caller, head: &'a Parts) -> Self {
         let query = ShapeQuery::parse(head.uri.query().unwrap_or_default());
-        Ok(Subscriber { caller, query, old_statuses: knows_old_statuses_only(&head.headers) })
+        Subscriber { caller, query, old_statuses: knows_old_statuses_only(&head.headers) }
     }
 
     /// The environment that the bearer opens.
@@ -88,12 +90,12 @@ impl<'a> Subscriber<'a> {
                 let lease = self.caller.lease;
                 let poll = Box::new(Poll { view, handle, after, hold_until, throttle, lease });
                 if !(self.query.live && self.query.sse) {
-                    return Asked::Poll(shape, poll);
+                    return Asked::Poll(poll);
                 }
                 Work::Stream(poll, self.caller.expires_at)
             }
             handle => {
-                let run = match &view.feed.runs {
+                let run = match view.feed.runs() {
                     Runs::One(run) => Some(Arc::clone(run)),
                     Runs::OfBatch(_) | Runs::Tagged { .. } => None,
                 };
@@ -105,7 +107,7 @@ impl<'a> Subscriber<'a> {
                 }
             }
         };
-        Asked::Other(shape, work)
+        Asked::Other(Box::new((shape, work)))
     }
 
     /// The token's claim wins over the query, and the query over the environment's default.
@@ -148,17 +150,22 @@ pub(super) fn feed(
         Route::Batch(_) => Kind::Batch,
     };
     let reply = Reply { kind, origin: origin(&head.headers), gzip: accepts_gzip(&head.headers) };
-    let admitted = Box::pin(admit(Arc::clone(&app), route, head, admitted));
+    let asked: Pin<Box<dyn Future<Output = Result<Asked, HttpError>> + Send>> =
+        match ask_at_once(&app, &route, &head) {
+            Some(asked) => Box::pin(ready(asked)),
+            None => Box::pin(ask(Arc::clone(&app), route, head, admitted)),
+        };
     async move {
-        let (mut poll, shape) = match admitted.await {
-            Ok(Asked::Poll(shape, poll)) => (poll, shape),
-            Ok(Asked::Other(shape, work)) => {
+        let mut poll = match asked.await {
+            Ok(Asked::Poll(poll)) => poll,
+            Ok(Asked::Other(other)) => {
+                let (shape, work) = *other;
                 return Box::pin(reply.serve(&app, shape, work)).await;
             }
             Err(error) => return reply.refuse(&error),
         };
         let held = match poll.hold_until {
-            Some(_) => match app.limits.live.enter(&poll.view.feed.environment) {
+            Some(_) => match app.limits.live.enter(poll.view.feed.environment()) {
                 Some(live) => Some(Held::begin(&app.metrics.of(kind).holds, live)),
                 None => return reply.refuse(&HttpError::TooManyLive),
             },
@@ -166,23 +173,43 @@ pub(super) fn feed(
         };
         let outcome = app.feeds.poll(&mut poll).await;
         drop(held);
+        let shape = ShapeRequest { live: poll.hold_until.is_some(), columns: poll.view.columns };
         reply.tell(&app, shape, outcome).await
     }
 }
 
-async fn admit(
+/// What most requests want: callers that are known, and feeds that need no look-up. Nothing is waited
+/// for, so nothing is kept for a wait. `None` if that is not so: then nothing has been counted either.
+fn ask_at_once(app: &App, route: &Route, head: &Parts) -> Option<Result<Asked, HttpError>> {
+    let subscriber = Subscriber::new(app.door.admit_known(&head.headers)?, head);
+    let run = match route {
+        Route::Run(run) if runs::is_open_to(&subscriber, run) => Some(run),
+        Route::List => None,
+        Route::Run(_) | Route::Batch(_) => return None,
+    };
+    Some(app.count(&head.headers).and_then(|()| match run {
+        Some(run) => Ok(runs::ask_run(app, subscriber, (**run).into())),
+        None => runs::ask_list(app, subscriber),
+    }))
+}
+
+async fn ask(
     app: Arc<App>,
     route: Route,
     head: Parts,
     admitted: Option<Admitted>,
 ) -> Result<Asked, HttpError> {
-    let subscriber = Subscriber::admit(&app, &head).await?;
+    let subscriber = Subscriber::new(app.caller(&head.headers).await?, &head);
     // From here on its environment's limits count.
     drop(admitted);
     match route {
-        Route::Run(run) => runs::admit_run(&app, subscriber, run.into()).await,
-        Route::List => runs::admit_list(&app, subscriber),
-        Route::Batch(batch) => batches::admit(&app, subscriber, batch.into()).await,
+        Route::Run(run) => {
+            let run = run.into();
+            runs::may_ask(&app, &subscriber, &run).await?;
+            Ok(runs::ask_run(&app, subscriber, run))
+        }
+        Route::List => runs::ask_list(&app, subscriber),
+        Route::Batch(batch) => batches::ask(&app, subscriber, batch.into()).await,
     }
 }
 
@@ -218,7 +245,7 @@ impl Reply {
                 still_good(&caller).map(|()| opened)
             }
             Work::Stream(poll, expires_at) => {
-                let Some(live) = app.limits.live.enter(&poll.view.feed.environment) else {
+                let Some(live) = app.limits.live.enter(poll.view.feed.environment()) else {
                     return self.refuse(&HttpError::TooManyLive);
                 };
                 let (app, metrics) = (Arc::clone(app), app.metrics.of(self.kind).clone());
@@ -287,7 +314,7 @@ fn columns(caller: &Caller, query: &ShapeQuery<'_>) -> ColumnSet {
 }
 
 fn knows_old_statuses_only(headers: &HeaderMap) -> bool {
-    headers.get("x-trigger-api-version").is_none_or(|v| v.as_bytes() != CURRENT_API_VERSION)
+    headers.get(&API_VERSION).is_none_or(|v| v.as_bytes() != CURRENT_API_VERSION)
 }
 
 fn accepts_gzip(headers: &HeaderMap) -> bool {

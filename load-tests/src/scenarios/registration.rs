@@ -61,7 +61,7 @@ impl Registry {
 
     /// Registers a feed of an environment by a poll that is held at the window's head.
     pub fn register(&self, environment: &str, runs: Runs) -> Registration {
-        let feed = FeedKey { environment: environment.into(), runs };
+        let feed = FeedKey::new(environment.into(), runs);
         let columns = ColumnSet::EXPOSED;
         let head = self.feed.head();
         let mut poll = Poll {
