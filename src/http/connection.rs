@@ -1,20 +1,23 @@
 //! One connection: HTTP/1.1 or HTTP/2, by what the client says first.
 
-use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 
+use axum::http::Request;
 use futures_util::FutureExt as _;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use metrics::Counter;
+use metrics::{Counter, Gauge};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::heads::{HeadTimer, silence};
 use super::http2;
+use super::lasting::{Lasting, Taken};
 use super::listen::{Answers, Limits, Patience, Peer};
 use super::socket::Socket;
 use super::tls::Tls;
@@ -38,6 +41,10 @@ pub struct Shared<A> {
     pub patience: Patience,
     /// Ends connections when they have answered what they were asked.
     pub drain: CancellationToken,
+    /// Their tasks.
+    pub connections: TaskTracker,
+    /// How many there are.
+    pub open: Gauge,
 }
 
 impl<A: Answers> Shared<A> {
@@ -50,30 +57,29 @@ impl<A: Answers> Shared<A> {
         drain: CancellationToken,
     ) -> Shared<A> {
         let refused = metrics::counter!(telemetry::REQUESTS_REFUSED, "listener" => listener);
+        let open = metrics::gauge!(telemetry::CONNECTIONS, "listener" => listener);
         let Limits { places, patience } = limits;
-        Shared { answers, tls, places, refused, patience, drain }
+        let connections = TaskTracker::new();
+        Shared { answers, tls, places, refused, patience, drain, connections, open }
     }
 }
 
-/// Answers the requests of a connection until the client, an error or the drain ends it.
+/// Answers the requests of a connection until the client, an error or the drain ends it, or until there is
+/// an answer that lasts, which is to be sent then.
 ///
 /// The socket is lent, since each future that it is handed down through would have room for it.
-pub async fn converse<A: Answers>(socket: &mut Socket, shared: &Arc<Shared<A>>) {
+pub async fn converse<A: Answers>(socket: &mut Socket, shared: &Arc<Shared<A>>) -> Option<Lasting> {
     // All else is boxed, so that a connection that holds an HTTP/1.1 poll takes no memory for it.
     if let Some(tls) = &shared.tls {
-        return Box::pin(converse_tls(socket, tls, shared)).await;
+        Box::pin(converse_tls(socket, tls, shared)).await;
+        return None;
     }
-    match Box::pin(speaks_http2(socket, shared)).await {
-        Some(true) => {
-            let peer = socket.peer();
-            Box::pin(http2::converse(socket, peer, shared)).await;
-        }
-        Some(false) => {
-            let peer = socket.peer();
-            converse_http1(socket, peer, shared).await;
-        }
-        None => {}
+    let peer = socket.peer();
+    if Box::pin(speaks_http2(socket, shared)).await? {
+        Box::pin(http2::converse(socket, peer, shared)).await;
+        return None;
     }
+    converse_http1(socket, peer, shared, true).await
 }
 
 /// With TLS the client says beforehand what it speaks.
@@ -86,7 +92,7 @@ async fn converse_tls<A: Answers>(socket: &mut Socket, tls: &Tls, shared: &Arc<S
     let Some(stream) = stream else { return };
     match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => Box::pin(http2::converse(stream, peer, shared)).await,
-        _ => converse_http1(stream, peer, shared).await,
+        _ => drop(converse_http1(stream, peer, shared, false).await),
     }
 }
 
@@ -99,31 +105,40 @@ async fn speaks_http2<A>(socket: &mut Socket, shared: &Shared<A>) -> Option<bool
     }
 }
 
+/// Returns as well when there is an answer that lasts, if those are taken.
 async fn converse_http1<A: Answers>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: Arc<Peer>,
     shared: &Shared<A>,
-) {
-    let answers =
-        service_fn(|request| shared.answers.answer(peer.address, request).map(Ok::<_, Infallible>));
-    let connection = http1::Builder::new()
+    takes: bool,
+) -> Option<Lasting> {
+    let taken = Taken::default();
+    let answers = service_fn(|request: Request<Incoming>| {
+        let taken = (takes && Taken::could(&request)).then_some(&taken);
+        let answer = shared.answers.answer(peer.address, request);
+        answer.map(move |answer| match taken {
+            Some(taken) => taken.take(answer),
+            None => Ok(answer),
+        })
+    });
+    let mut connection = http1::Builder::new()
         .timer(HeadTimer { head: shared.patience.head, peer: Arc::clone(&peer) })
         .header_read_timeout(shared.patience.idle)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), answers);
-    let mut connection = pin!(connection);
-    let mut silence = pin!(silence(&peer, shared.patience.idle));
+    let mut silence = pin!(silence(&peer, &shared.patience));
     // An error is the client's going away or its bad syntax, which hyper has answered.
     // The connection first: whoever has asked in the last moment was not silent.
     tokio::select! {
         biased;
-        _ = connection.as_mut() => return,
-        () = silence.as_mut() => return,
-        () = shared.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+        _ = &mut connection => return taken.lasting(&connection.into_parts().read_buf),
+        () = silence.as_mut() => return None,
+        () = shared.drain.cancelled() => std::pin::Pin::new(&mut connection).graceful_shutdown(),
     }
     tokio::select! {
         biased;
-        _ = connection => {}
+        _ = &mut connection => {}
         () = silence => {}
     }
+    taken.lasting(&connection.into_parts().read_buf)
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hyper::rt::{Sleep, Timer};
 
-use super::listen::Peer;
+use super::listen::{Patience, Peer};
 
 /// The timer that hyper asks for when it begins to wait for a request, and drops when it has one. The
 /// wait that hyper has in mind is for silence; once the client has begun to speak, `head` counts.
@@ -65,9 +65,9 @@ impl Drop for HeadSleep {
 
 impl Sleep for HeadSleep {}
 
-/// Returns when a client has been silent between requests for as long as it may, which is `idle`.
-pub async fn silence(peer: &Peer, idle: Duration) {
-    let mut look = Instant::now() + idle;
+/// Returns when a client has been silent between requests for as long as it may, by `Patience::idle`.
+pub async fn silence(peer: &Peer, patience: &Patience) {
+    let mut look = Instant::now() + patience.idle;
     loop {
         tokio::time::sleep_until(look.into()).await;
         let now = Instant::now();
@@ -75,7 +75,7 @@ pub async fn silence(peer: &Peer, idle: Duration) {
             Some(end) if end <= now => return,
             Some(end) => end,
             // It has been asked something. Should it be silent from now on, it may be so until then.
-            None => now + idle,
+            None => now + patience.idle,
         };
     }
 }

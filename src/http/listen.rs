@@ -15,12 +15,12 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::connection::{self, Shared};
+use super::lasting::{Lasting, Sending};
 use super::socket::{Socket, Writes};
 use super::tls::Tls;
 use crate::telemetry;
@@ -106,6 +106,25 @@ pub fn bind(address: SocketAddr, silence: Duration) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// A connection's place, and that it is counted.
+struct Open<A> {
+    shared: Arc<Shared<A>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl<A> Open<A> {
+    fn begin(shared: &Arc<Shared<A>>, place: OwnedSemaphorePermit) -> Open<A> {
+        shared.open.increment(1.0);
+        Open { shared: Arc::clone(shared), _place: place }
+    }
+}
+
+impl<A> Drop for Open<A> {
+    fn drop(&mut self) {
+        self.shared.open.decrement(1.0);
+    }
+}
+
 /// Serves connections until `drain`, then lets each finish what it is answering and returns.
 ///
 /// Above the limit new ones are closed at once and counted: clients come back by themselves.
@@ -117,8 +136,6 @@ pub async fn serve(
     limits: Limits,
     drain: CancellationToken,
 ) {
-    let connections = TaskTracker::new();
-    let open = metrics::gauge!(telemetry::CONNECTIONS, "listener" => name);
     let refused = metrics::counter!(telemetry::CONNECTIONS_REFUSED, "listener" => name);
     let places = Arc::clone(&limits.places);
     let writes = Arc::new(Writes::new(name, limits.patience.write));
@@ -146,16 +163,33 @@ pub async fn serve(
             heard: AtomicBool::new(false),
             silent_until: Mutex::default(),
         };
-        let mut socket = Socket::new(stream, Arc::new(peer), Arc::clone(&writes));
-        let (shared, open) = (Arc::clone(&shared), open.clone());
-        connections.spawn(async move {
-            open.increment(1.0);
-            connection::converse(&mut socket, &shared).await;
-            open.decrement(1.0);
-            drop(place);
-        });
+        let socket = Socket::new(stream, Arc::new(peer), Arc::clone(&writes));
+        converse(socket, Open::begin(&shared, place));
     }
     drop(listener);
-    connections.close();
-    connections.wait().await;
+    shared.connections.close();
+    shared.connections.wait().await;
+}
+
+/// Answers what a client asks, in a task.
+fn converse<A: Answers>(mut socket: Socket, open: Open<A>) {
+    let connections = open.shared.connections.clone();
+    connections.spawn(async move {
+        if let Some(lasting) = connection::converse(&mut socket, &open.shared).await {
+            send(lasting, socket, open);
+        }
+    });
+}
+
+/// Sends an answer that lasts in a task of its own, which has no room for what came before it.
+fn send<A: Answers>(lasting: Lasting, mut socket: Socket, open: Open<A>) {
+    let connections = open.shared.connections.clone();
+    let Lasting { answer, again } = lasting;
+    connections.spawn(async move {
+        let sent = Sending::new(&mut socket, *answer).await;
+        if sent && again && !open.shared.drain.is_cancelled() {
+            socket.begin_again();
+            converse(socket, open);
+        }
+    });
 }

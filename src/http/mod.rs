@@ -8,6 +8,7 @@ mod entrance;
 mod error;
 mod heads;
 mod http2;
+mod lasting;
 pub mod listen;
 pub mod ops;
 pub mod proxy;

@@ -55,6 +55,8 @@ pub struct Socket {
     first: [u8; PREFACE.len()],
     first_len: u8,
     first_taken: u8,
+    /// Whether there is something that [`Socket::poll_gone`] left unread.
+    speaks: bool,
 }
 
 #[derive(Debug)]
@@ -81,7 +83,16 @@ impl Socket {
     /// Takes over an accepted stream.
     pub fn new(stream: TcpStream, peer: Arc<Peer>, writes: Arc<Writes>) -> Socket {
         let first = [0; PREFACE.len()];
-        Socket { stream, writes, peer, stall: None, first, first_len: 0, first_taken: 0 }
+        Socket {
+            stream,
+            writes,
+            peer,
+            stall: None,
+            first,
+            first_len: 0,
+            first_taken: 0,
+            speaks: false,
+        }
     }
 
     /// Who is at the other end.
@@ -109,6 +120,31 @@ impl Socket {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Ready once the client has ended its side of the connection, or that has broken. What it sends
+    /// otherwise is left unread, and after that its end is not seen here.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.speaks {
+            return Poll::Pending;
+        }
+        match self.stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])) {
+            Poll::Ready(Ok(1..)) => {
+                self.speaks = true;
+                Poll::Pending
+            }
+            Poll::Ready(Err(error)) => {
+                self.note(&error);
+                Poll::Ready(())
+            }
+            Poll::Ready(Ok(0)) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// As after it was accepted, for what the client asks next.
+    pub fn begin_again(&mut self) {
+        (self.first_len, self.first_taken, self.speaks) = (0, 0, false);
     }
 
     fn judge(

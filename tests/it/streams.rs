@@ -2,6 +2,7 @@
 
 mod access;
 mod chain;
+mod connections;
 mod disk;
 mod elsewhere;
 mod held_up;

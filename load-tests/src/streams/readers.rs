@@ -32,10 +32,18 @@ pub struct Reading {
     pub until: Option<u64>,
 }
 
-/// Starts readers, at most so many of whom look for the end of their stream at once. They leave when
-/// what is returned is dropped.
+/// Starts readers. They leave when what is returned is dropped.
 pub fn start(readings: impl IntoIterator<Item = Reading>, tally: &Arc<Tally>) -> JoinSet<()> {
-    let admission = Arc::new(Semaphore::new(AT_ONCE));
+    start_slowly(AT_ONCE, readings, tally)
+}
+
+/// Starts readers, at most so many of whom look for the end of their stream at once.
+pub fn start_slowly(
+    at_once: usize,
+    readings: impl IntoIterator<Item = Reading>,
+    tally: &Arc<Tally>,
+) -> JoinSet<()> {
+    let admission = Arc::new(Semaphore::new(at_once));
     let mut readers = JoinSet::new();
     for reading in readings {
         let (tally, admission) = (Arc::clone(tally), Arc::clone(&admission));

@@ -16,6 +16,9 @@ use crate::streams::tally::Tally;
 
 /// Until freed memory has been given back.
 const SETTLE: Duration = Duration::from_secs(2);
+/// How many come at once. With many, hyper's buffer for what it reads next is at times one that the
+/// request of another was read into, so that its page counts.
+const AT_ONCE: usize = 8;
 const QUIET: Duration = Duration::from_secs(10);
 /// Descriptors that a process needs besides those of its connections.
 const SPARE_DESCRIPTORS: u64 = 200;
@@ -40,7 +43,8 @@ pub async fn run(options: &Streams, bench: &Bench, report: &mut Report) -> Resul
         sound(tally.all_live(1, LIMIT).await, &tally, "nobody is live")?;
         tokio::time::sleep(SETTLE).await;
         let empty = resident_kib(stand.parties.server)?;
-        let _readers = readers::start(std::iter::repeat_n(stand.reading(0), n), &tally);
+        let all = std::iter::repeat_n(stand.reading(0), n);
+        let _readers = readers::start_slowly(AT_ONCE, all, &tally);
         sound(tally.all_live(n + 1, LIMIT).await, &tally, "not every reader is live")?;
         tokio::time::sleep(SETTLE).await;
         let each = per_subscriber(empty, resident_kib(stand.parties.server)?, n);

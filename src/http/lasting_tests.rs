@@ -1,0 +1,202 @@
+//! Against a client on a real socket.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use axum::http::header::CONTENT_TYPE;
+use futures_util::{FutureExt as _, stream};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::http::listen::Peer;
+use crate::http::socket::Writes;
+
+type Piece = Result<Bytes, io::Error>;
+
+async fn connected() -> (Socket, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (address, heard) = (address.ip(), AtomicBool::new(false));
+    let peer = Peer { address, heard, silent_until: Mutex::default() };
+    let writes = Writes::new("test", Duration::from_secs(60));
+    (Socket::new(accepted.unwrap().0, Arc::new(peer), Arc::new(writes)), client.unwrap())
+}
+
+fn answer(pieces: impl stream::Stream<Item = Piece> + Send + 'static) -> Response<Body> {
+    let mut answer = Response::new(Body::from_stream(pieces));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    answer.extensions_mut().insert(Lasts);
+    answer
+}
+
+/// An answer whose pieces are told one by one.
+fn told() -> (mpsc::UnboundedSender<Piece>, Response<Body>) {
+    let (tell, told) = mpsc::unbounded_channel();
+    let pieces = stream::unfold(told, async |mut told| told.recv().await.map(|one| (one, told)));
+    (tell, answer(pieces))
+}
+
+/// The body in these chunks, and whether it is said to be whole.
+fn body(mut chunks: &[u8]) -> (Vec<u8>, bool) {
+    let mut body = Vec::new();
+    loop {
+        let Some(line) = chunks.windows(2).position(|two| two == b"\r\n") else {
+            return (body, false);
+        };
+        let size = std::str::from_utf8(&chunks[..line]).unwrap();
+        let (size, begin) = (usize::from_str_radix(size, 16).unwrap(), line + 2);
+        let end = begin + size;
+        assert_eq!(&chunks[end..end + 2], b"\r\n");
+        if size == 0 {
+            assert_eq!(chunks.len(), end + 2, "nothing comes after the end");
+            return (body, true);
+        }
+        body.extend_from_slice(&chunks[begin..end]);
+        chunks = &chunks[end + 2..];
+    }
+}
+
+fn split(read: &[u8]) -> (String, &[u8]) {
+    let end = read.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+    (String::from_utf8(read[..end].to_vec()).unwrap(), &read[end..])
+}
+
+async fn read_until(client: &mut TcpStream, end: &[u8]) -> Vec<u8> {
+    let mut read = Vec::new();
+    while !read.ends_with(end) {
+        assert_ne!(client.read_buf(&mut read).await.unwrap(), 0, "it goes on");
+    }
+    read
+}
+
+#[tokio::test]
+async fn the_whole_body_arrives_however_its_pieces_are_cut() {
+    let (mut socket, mut client) = connected().await;
+    let sizes = (0..3_000_usize).map(|n| n * 7_919 % 4_001 * (n % 3));
+    let pieces: Vec<Bytes> = sizes.map(|size| vec![size as u8; size].into()).collect();
+    let expected = pieces.concat();
+    let answer = answer(stream::iter(pieces.into_iter().map(Ok)));
+    let sending = tokio::spawn(async move { Sending::new(&mut socket, answer).await });
+    let mut read = Vec::new();
+    client.read_to_end(&mut read).await.unwrap();
+    let (head, chunks) = split(&read);
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"), "{head}");
+    assert!(head.contains("\r\ntransfer-encoding: chunked\r\ndate: "), "{head}");
+    assert!(body(chunks) == (expected, true));
+    assert!(sending.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_not_ended() {
+    let (mut socket, mut client) = connected().await;
+    let (tell, answer) = told();
+    let sending = tokio::spawn(async move { Sending::new(&mut socket, answer).await });
+    tell.send(Ok("some".into())).unwrap();
+    let mut read = read_until(&mut client, b"some\r\n").await;
+    tell.send(Ok("more".into())).unwrap();
+    tell.send(Err(io::ErrorKind::Other.into())).unwrap();
+    assert!(!sending.await.unwrap());
+    client.read_to_end(&mut read).await.unwrap();
+    assert_eq!(body(split(&read).1), (b"somemore".to_vec(), false));
+}
+
+#[tokio::test]
+async fn it_ends_when_its_client_leaves() {
+    let (mut socket, mut client) = connected().await;
+    let (tell, answer) = told();
+    let sending = tokio::spawn(async move { Sending::new(&mut socket, answer).await });
+    tell.send(Ok("some".into())).unwrap();
+    read_until(&mut client, b"some\r\n").await;
+    drop(client);
+    assert!(!sending.await.unwrap());
+    tell.closed().await;
+}
+
+#[tokio::test]
+async fn what_a_client_sends_meanwhile_is_left_for_what_comes_after_it() {
+    let (mut socket, mut client) = connected().await;
+    let (tell, answer) = told();
+    tell.send(Ok("some".into())).unwrap();
+    let sending = tokio::spawn(async move {
+        let sent = Sending::new(&mut socket, answer).await;
+        socket.begin_again();
+        (sent, socket)
+    });
+    read_until(&mut client, b"some\r\n").await;
+    client.write_all(b"PRI, or not").await.unwrap();
+    tell.send(Ok("more".into())).unwrap();
+    read_until(&mut client, b"more\r\n").await;
+    drop(tell);
+    assert_eq!(read_until(&mut client, b"0\r\n\r\n").await, b"0\r\n\r\n");
+    let (sent, mut socket) = sending.await.unwrap();
+    assert!(sent && !socket.speaks_http2().await.unwrap());
+    let mut left = [0; 11];
+    socket.read_exact(&mut left).await.unwrap();
+    assert_eq!(&left, b"PRI, or not");
+}
+
+#[tokio::test]
+async fn little_is_kept_for_a_client_that_takes_nothing() {
+    let (mut socket, _client) = connected().await;
+    let piece = Bytes::from_static(&[b'x'; 10_000]);
+    let endless = stream::repeat_with(move || Ok(piece.clone()));
+    let mut sending = Sending::new(&mut socket, answer(endless));
+    // Each time it is asked anew it would be given more otherwise.
+    for _ in 0..10_000 {
+        assert!((&mut sending).now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    let kept: usize = sending.unsent.iter().map(Bytes::len).sum();
+    assert!((1..100_000).contains(&kept), "{kept}");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_cut_when_the_body_breaks_off() {
+    let (mut socket, _client) = connected().await;
+    let (tell, answer) = told();
+    let mut sending = Sending::new(&mut socket, answer);
+    let mut full = 0;
+    while full < 1_000 {
+        assert!((&mut sending).now_or_never().is_none());
+        match sending.unsent.is_empty() {
+            true => tell.send(Ok(Bytes::from_static(&[b'x'; 10_000]))).unwrap(),
+            false => full += 1,
+        }
+        tokio::task::yield_now().await;
+    }
+    tell.send(Err(io::ErrorKind::Other.into())).unwrap();
+    assert!(!sending.await);
+}
+
+#[test]
+fn a_plain_get_could_be_answered_so() {
+    let request = |method: &str, version: Version, connection: &str, body: &'static str| {
+        let request = Request::builder().method(method).version(version);
+        request.header("connection", connection).body(Body::from(body)).unwrap()
+    };
+    let could = |request: Request<Body>| Taken::could(&request);
+    assert!(could(request("GET", Version::HTTP_11, "keep-alive", "")));
+    assert!(could(request("GET", Version::HTTP_11, "closed", "")));
+    assert!(!could(request("GET", Version::HTTP_10, "keep-alive", "")));
+    assert!(!could(request("POST", Version::HTTP_11, "keep-alive", "")));
+    assert!(!could(request("GET", Version::HTTP_11, "keep-alive", "x")));
+    assert!(!could(request("GET", Version::HTTP_11, "keep-alive, Close", "")));
+}
+
+#[test]
+fn only_what_lasts_is_taken() {
+    let taken = Taken::default();
+    assert!(taken.take(Response::new(Body::empty())).is_ok());
+    assert!(taken.lasting(b"").is_none());
+    for (unread, again) in [(&b""[..], true), (b"GET /", false)] {
+        let taken = Taken::default();
+        assert!(taken.take(answer(stream::empty())).is_err());
+        assert_eq!(taken.lasting(unread).map(|lasting| lasting.again), Some(again));
+    }
+}
