@@ -1,8 +1,8 @@
 //! How long a client may take to send the head of a request, apart from how long it may be silent.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ impl Timer for HeadTimer {
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
         self.peer.heard.store(false, Ordering::Relaxed);
-        *self.peer.silent_until.lock() = Some(deadline);
+        self.peer.silence.begin(deadline);
         Box::pin(HeadSleep { timer: self.clone(), rest: None })
     }
 }
@@ -59,11 +59,39 @@ impl Future for HeadSleep {
 
 impl Drop for HeadSleep {
     fn drop(&mut self) {
-        *self.timer.peer.silent_until.lock() = None;
+        self.timer.peer.silence.end();
     }
 }
 
 impl Sleep for HeadSleep {}
+
+/// Until when a client may say nothing, while a request is waited for. It is written twice for each
+/// request and hardly ever read, so it is no lock.
+#[derive(Debug, Default)]
+pub struct Silence {
+    /// In milliseconds since the start; 0 while nothing is waited for.
+    until: AtomicU64,
+}
+
+/// What times are counted from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+impl Silence {
+    fn begin(&self, until: Instant) {
+        // Rounded up, and never 0.
+        let until = until.saturating_duration_since(*START).as_millis() as u64 + 1;
+        self.until.store(until, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.until.store(0, Ordering::Relaxed);
+    }
+
+    fn until(&self) -> Option<Instant> {
+        let until = self.until.load(Ordering::Relaxed);
+        (until > 0).then(|| *START + Duration::from_millis(until))
+    }
+}
 
 /// Returns when a client has been silent between requests for as long as it may, by `Patience::idle`.
 pub async fn silence(peer: &Peer, patience: &Patience) {
@@ -71,7 +99,7 @@ pub async fn silence(peer: &Peer, patience: &Patience) {
     loop {
         tokio::time::sleep_until(look.into()).await;
         let now = Instant::now();
-        look = match *peer.silent_until.lock() {
+        look = match peer.silence.until() {
             Some(end) if end <= now => return,
             Some(end) => end,
             // It has been asked something. Should it be silent from now on, it may be so until then.

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use axum::http::header::CONTENT_TYPE;
 use futures_util::{FutureExt as _, stream};
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::http::heads::Silence;
 use crate::http::listen::Peer;
 use crate::http::socket::Writes;
 
@@ -23,7 +23,7 @@ async fn connected() -> (Socket, TcpStream) {
     let address = listener.local_addr().unwrap();
     let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (address, heard) = (address.ip(), AtomicBool::new(false));
-    let peer = Peer { address, heard, silent_until: Mutex::default() };
+    let peer = Peer { address, heard, silence: Silence::default() };
     let writes = Writes::new("test", Duration::from_secs(60));
     (Socket::new(accepted.unwrap().0, Arc::new(peer), Arc::new(writes)), client.unwrap())
 }

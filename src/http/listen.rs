@@ -5,14 +5,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use futures_util::FutureExt as _;
 use hyper::body::Incoming;
-use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::connection::{self, Shared};
+use super::heads::Silence;
 use super::lasting::{Lasting, Sending};
 use super::socket::{Socket, Writes};
 use super::tls::Tls;
@@ -41,8 +41,8 @@ pub struct Peer {
     pub address: IpAddr,
     /// Set by the socket whenever something was read; see [`super::heads::HeadTimer`].
     pub heard: AtomicBool,
-    /// Until when it may say nothing, while a request is waited for.
-    pub silent_until: Mutex<Option<Instant>>,
+    /// For how long it may go on saying nothing.
+    pub silence: Silence,
 }
 
 /// What answers the requests of a listener.
@@ -161,7 +161,7 @@ pub async fn serve(
         let peer = Peer {
             address: address.ip(),
             heard: AtomicBool::new(false),
-            silent_until: Mutex::default(),
+            silence: Silence::default(),
         };
         let socket = Socket::new(stream, Arc::new(peer), Arc::clone(&writes));
         converse(socket, Open::begin(&shared, place));
