@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 
+use super::asked::Asked;
 use super::body::{Body, Part};
 use super::chunks::Chunks;
 use super::facts::FactsMemory;
@@ -15,7 +16,6 @@ use super::flights::Flights;
 use super::handle::Handle;
 use super::image::{Image, MessageKey, Operation};
 use super::key::FeedKey;
-use super::lists::Lists;
 use super::news::RunNews;
 use super::position::Position;
 use super::window::Feed;
@@ -64,8 +64,8 @@ pub struct Feeds {
     pub(super) chunks: Chunks,
     pub(super) flights: Flights,
     pub(super) just_created: Gate,
-    /// The lists that were asked for last.
-    pub lists: Lists,
+    /// The feeds that were asked for last.
+    pub asked: Asked,
 }
 
 /// A feed as one client sees it.
@@ -145,7 +145,7 @@ impl Feeds {
             facts: FactsMemory::default(),
             flights: Flights::default(),
             just_created: Gate::new(JUST_CREATED_PLACES, 0, "just_created"),
-            lists: Lists::default(),
+            asked: Asked::default(),
         }
     }
 

@@ -152,6 +152,7 @@ impl Follow {
             Err(parts) => parts,
         };
         waiter.rest();
+        *untold_since = None;
         match feeds.filled_parts(view, parts).await {
             Ok(parts) => self.tell(feeds, head, &parts, committed_at),
             Err(_) => Step::End(Next::Unavailable),
@@ -175,7 +176,6 @@ impl Follow {
         if let Some(untold) = self.untold(feeds, throttle, &news, untold_since) {
             return Ok(untold);
         }
-        *untold_since = None;
         if news.runs.len() > feeds.settings.list_max {
             // More than a list holds: the client is better served by a new one.
             return Ok(Step::End(Next::TooOld));
@@ -185,6 +185,7 @@ impl Follow {
         if parts.iter().any(lacks) {
             return Err(parts);
         }
+        *untold_since = None;
         Ok(self.tell(feeds, head, &parts, committed_at))
     }
 

@@ -1,6 +1,7 @@
 //! The feeds: a window of recent changes, the rule that joins snapshots to it, and the polls that
 //! wait on it. They know no HTTP and no socket (`docs/ARCHITECTURE.md`).
 
+mod asked;
 mod body;
 mod chunks;
 mod facts;
@@ -13,7 +14,6 @@ mod image;
 mod intake;
 mod join;
 mod key;
-mod lists;
 mod news;
 mod open;
 mod pace;

@@ -79,7 +79,9 @@ pub async fn converse<A: Answers>(socket: &mut Socket, shared: &Arc<Shared<A>>) 
         Box::pin(http2::converse(socket, peer, shared)).await;
         return None;
     }
-    converse_http1(socket, peer, shared, true).await
+    let lasting = converse_http1(&mut *socket, peer, shared, true).await;
+    // The end of an earlier answer is lost with hyper's buffer if the socket has not taken it.
+    lasting.filter(|_| !socket.is_stalled())
 }
 
 /// With TLS the client says beforehand what it speaks.

@@ -76,6 +76,7 @@ pub struct App {
 
 impl App {
     /// Who asks, for all routes that know them: authenticated, then held against the credential's rate.
+    /// For most polls `subscribe::ask_at_once` does the same.
     async fn caller(&self, headers: &HeaderMap) -> Result<Caller, HttpError> {
         let caller = self.door.admit(headers).await?;
         self.count(headers)?;

@@ -53,22 +53,26 @@ pub(super) async fn may_ask(
     }
 }
 
-pub(super) fn ask_run(app: &App, who: Subscriber<'_>, run: Arc<str>) -> Asked {
-    let feed = FeedKey::run(who.environment(), run);
+pub(super) fn ask_run(app: &App, who: Subscriber<'_>, run: &str) -> Asked {
+    let asked = &app.feeds.asked;
+    let feed = asked.run(&who.caller.environment_id, run).unwrap_or_else(|| {
+        let feed = FeedKey::run(who.environment(), run.into());
+        asked.keep("", &feed);
+        feed
+    });
     who.ask(app, feed)
 }
 
 pub(super) fn ask_list(app: &App, subscriber: Subscriber<'_>) -> Result<Asked, HttpError> {
     let words = subscriber.query.tags.as_deref().unwrap_or_default();
     let window = window(subscriber.query.created_at.as_deref(), app.created_max);
-    let lists = &app.feeds.lists;
-    let feed = match lists.get(&subscriber.caller.environment_id, words, window) {
-        Some(feed) => feed,
+    let asked = &app.feeds.asked;
+    let known = asked.list(&subscriber.caller.environment_id, words, window);
+    let feed = match &known {
+        Some(feed) => feed.clone(),
         None => {
             let runs = Runs::Tagged { tags: tags(words)?, window };
-            let feed = FeedKey::new(subscriber.environment(), runs);
-            lists.keep(words, &feed);
-            feed
+            FeedKey::new(subscriber.environment(), runs)
         }
     };
     let mut resources = vec![Resource::all("runs"), Resource::all("tags")];
@@ -76,6 +80,9 @@ pub(super) fn ask_list(app: &App, subscriber: Subscriber<'_>) -> Result<Asked, H
         resources.extend(tags.iter().map(|tag| Resource::one("tags", tag)));
     }
     subscriber.may_read(&resources)?;
+    if known.is_none() {
+        asked.keep(words, &feed);
+    }
     Ok(subscriber.ask(app, feed))
 }
 

@@ -57,6 +57,8 @@ pub struct Socket {
     first_taken: u8,
     /// Whether there is something that [`Socket::poll_gone`] left unread.
     speaks: bool,
+    /// Whether the client has spoken HTTP/1.1, which it is held to.
+    is_http1: bool,
 }
 
 #[derive(Debug)]
@@ -92,7 +94,13 @@ impl Socket {
             first_len: 0,
             first_taken: 0,
             speaks: false,
+            is_http1: false,
         }
+    }
+
+    /// Whether a write waits for the client to take something.
+    pub fn is_stalled(&self) -> bool {
+        self.stall.is_some()
     }
 
     /// Who is at the other end.
@@ -103,6 +111,9 @@ impl Socket {
     /// Whether the client speaks HTTP/2: reads until that is certain, at most the preface's 24 bytes,
     /// which the first reads then give out again. A client that says nothing is waited for.
     pub async fn speaks_http2(&mut self) -> io::Result<bool> {
+        if self.is_http1 {
+            return Ok(false);
+        }
         loop {
             let len = usize::from(self.first_len);
             if self.first[..len] != PREFACE[..len] {
@@ -142,9 +153,10 @@ impl Socket {
         }
     }
 
-    /// As after it was accepted, for what the client asks next.
+    /// For what the client asks next, over HTTP/1.1.
     pub fn begin_again(&mut self) {
         (self.first_len, self.first_taken, self.speaks) = (0, 0, false);
+        self.is_http1 = true;
     }
 
     fn judge(

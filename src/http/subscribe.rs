@@ -178,17 +178,20 @@ pub(super) fn feed(
     }
 }
 
-/// What most requests want: callers that are known, and feeds that need no look-up. Nothing is waited
+/// What most requests want, past [`App::caller`]: callers that are known, and feeds that need no look-up. Nothing is waited
 /// for, so nothing is kept for a wait. `None` if that is not so: then nothing has been counted either.
 fn ask_at_once(app: &App, route: &Route, head: &Parts) -> Option<Result<Asked, HttpError>> {
-    let subscriber = Subscriber::new(app.door.admit_known(&head.headers)?, head);
     let run = match route {
-        Route::Run(run) if runs::is_open_to(&subscriber, run) => Some(run),
+        Route::Run(run) => Some(run),
         Route::List => None,
-        Route::Run(_) | Route::Batch(_) => return None,
+        Route::Batch(_) => return None,
     };
+    let subscriber = Subscriber::new(app.door.admit_known(&head.headers)?, head);
+    if run.is_some_and(|run| !runs::is_open_to(&subscriber, run)) {
+        return None;
+    }
     Some(app.count(&head.headers).and_then(|()| match run {
-        Some(run) => Ok(runs::ask_run(app, subscriber, (**run).into())),
+        Some(run) => Ok(runs::ask_run(app, subscriber, run)),
         None => runs::ask_list(app, subscriber),
     }))
 }
@@ -206,7 +209,7 @@ async fn ask(
         Route::Run(run) => {
             let run = run.into();
             runs::may_ask(&app, &subscriber, &run).await?;
-            Ok(runs::ask_run(&app, subscriber, run))
+            Ok(runs::ask_run(&app, subscriber, &run))
         }
         Route::List => runs::ask_list(&app, subscriber),
         Route::Batch(batch) => batches::ask(&app, subscriber, batch.into()).await,
