@@ -1,6 +1,7 @@
 //! What a request asks for (`runs-and-auth.md`, 3.2).
 
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,19 +14,15 @@ use crate::runs::columns::ColumnSet;
 #[derive(Clone, Debug)]
 pub struct FeedKey(Arc<Inner>);
 
+/// Small, since most feeds are of a run with one client, and there are many.
 #[derive(Debug)]
 struct Inner {
     environment: Arc<str>,
     runs: Runs,
-    topics: OnceLock<Topics>,
-    /// The digest with all columns.
-    digest: OnceLock<u64>,
-}
-
-#[derive(Debug)]
-struct Topics {
-    all: Box<[Topic]>,
-    untold: Option<Topic>,
+    /// Those of its runs, and last that of untold changes if it is chosen by tags.
+    topics: OnceLock<Box<[Topic]>>,
+    /// The digest with all columns; 0 while it is not known.
+    digest: AtomicU64,
 }
 
 /// Some of an environment's runs.
@@ -47,7 +44,7 @@ pub enum Runs {
 impl FeedKey {
     /// Of these runs of the environment with this id.
     pub fn new(environment: Arc<str>, runs: Runs) -> Self {
-        let (topics, digest) = (OnceLock::new(), OnceLock::new());
+        let (topics, digest) = (OnceLock::new(), AtomicU64::new(0));
         FeedKey(Arc::new(Inner { environment, runs, topics, digest }))
     }
 
@@ -68,11 +65,16 @@ impl FeedKey {
 
     /// Names the feed and its columns in handles, on every node alike.
     pub fn digest(&self, columns: ColumnSet) -> u64 {
-        if columns == ColumnSet::EXPOSED {
-            *self.0.digest.get_or_init(|| self.digest_with(columns))
-        } else {
-            self.digest_with(columns)
+        if columns != ColumnSet::EXPOSED {
+            return self.digest_with(columns);
         }
+        let known = self.0.digest.load(Ordering::Relaxed);
+        if known != 0 {
+            return known;
+        }
+        let digest = self.digest_with(columns);
+        self.0.digest.store(digest, Ordering::Relaxed);
+        digest
     }
 
     fn digest_with(&self, columns: ColumnSet) -> u64 {
@@ -91,29 +93,34 @@ impl FeedKey {
 
     /// A run of the feed is found under each of these; there is one at least.
     pub(super) fn topics(&self) -> &[Topic] {
-        &self.numbered().all
+        let topics = self.numbered();
+        &topics[..topics.len() - usize::from(self.is_by_tags())]
     }
 
     /// Where changes lie of which the stream does not say whether they concern a feed that is chosen
     /// by tags.
     pub(super) fn untold(&self) -> Option<Topic> {
-        self.numbered().untold
+        self.numbered().last().copied().filter(|_| self.is_by_tags())
     }
 
-    fn numbered(&self) -> &Topics {
+    fn is_by_tags(&self) -> bool {
+        matches!(self.runs(), Runs::Tagged { tags, .. } if !tags.is_empty())
+    }
+
+    fn numbered(&self) -> &[Topic] {
         self.0.topics.get_or_init(|| {
             let environment = &**self.environment();
-            let only = |topic| Topics { all: [topic].into(), untold: None };
+            let only = |topic| Box::new([topic]);
             match self.runs() {
                 Runs::One(id) => only(Topic::run(environment, id)),
                 Runs::OfBatch(id) => only(Topic::batch(environment, id)),
                 Runs::Tagged { tags, .. } if tags.is_empty() => {
                     only(Topic::environment(environment))
                 }
-                Runs::Tagged { tags, .. } => Topics {
-                    all: tags.iter().map(|tag| Topic::tag(environment, tag)).collect(),
-                    untold: Some(Topic::untold(environment)),
-                },
+                Runs::Tagged { tags, .. } => {
+                    let named = tags.iter().map(|tag| Topic::tag(environment, tag));
+                    named.chain([Topic::untold(environment)]).collect()
+                }
             }
         })
     }

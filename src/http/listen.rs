@@ -175,8 +175,10 @@ pub async fn serve(
 fn converse<A: Answers>(mut socket: Socket, open: Open<A>) {
     let connections = open.shared.connections.clone();
     connections.spawn(async move {
-        if let Some(lasting) = connection::converse(&mut socket, &open.shared).await {
-            send(lasting, socket, open);
+        match connection::converse(&mut socket, &open.shared).await {
+            Some(lasting) => send(lasting, socket, open),
+            // Before the socket goes, so that a client that sees the end is counted no more.
+            None => drop(open),
         }
     });
 }
@@ -189,7 +191,8 @@ fn send<A: Answers>(lasting: Lasting, mut socket: Socket, open: Open<A>) {
         let sent = Sending::new(&mut socket, *answer).await;
         if sent && again && !open.shared.drain.is_cancelled() {
             socket.begin_again();
-            converse(socket, open);
+            return converse(socket, open);
         }
+        drop(open);
     });
 }
