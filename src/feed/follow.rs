@@ -273,3 +273,7 @@ impl Follow {
         self.cut.as_ref().is_none_or(|cut| created.is_some_and(|created| *created > **cut))
     }
 }
+
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;
