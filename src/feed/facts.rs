@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::feeds::{Feeds, Unavailable};
+use super::filter::Filter;
 use super::image::Image;
 use super::key::FeedKey;
 use crate::runs::columns::Column;
@@ -103,7 +104,7 @@ impl Feeds {
 
     fn remembered_facts(&self, environment: &Arc<str>, run: &Arc<str>) -> Option<Facts> {
         let key = FeedKey::run(Arc::clone(environment), Arc::clone(run));
-        let filter = self.filter(&key, Floor(0));
+        let filter = Filter::new(&key, Floor(0));
         let image = {
             let state = self.feed.state.read();
             state.last_state(&filter).map(|(image, _)| Arc::clone(image))

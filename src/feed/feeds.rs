@@ -11,7 +11,6 @@ use super::asked::Asked;
 use super::body::{Body, Part};
 use super::chunks::Chunks;
 use super::facts::FactsMemory;
-use super::filter::Filter;
 use super::flights::Flights;
 use super::handle::Handle;
 use super::image::{Image, MessageKey, Operation};
@@ -207,10 +206,6 @@ impl Feeds {
     /// passes, so it is kept for as long again.
     pub(super) fn floor_to_follow(&self, pinned: Floor) -> Floor {
         pinned.max(Floor::before(SystemTime::now(), 2 * self.settings.created_max))
-    }
-
-    pub(super) fn filter(&self, key: &FeedKey, floor: Floor) -> Filter {
-        Filter::new(key, floor)
     }
 
     /// Tells a client to start again, not behind what it has seen of this database.

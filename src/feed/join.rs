@@ -71,7 +71,7 @@ impl Feeds {
         floor: Floor,
         patience: Patience,
     ) -> Result<Joined, Unavailable> {
-        let filter = self.filter(&view.feed, floor);
+        let filter = Filter::new(&view.feed, floor);
         let deadline = Instant::now() + SETTLE_WAIT;
         let mut pause = Duration::from_millis(2);
         loop {

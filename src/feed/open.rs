@@ -60,7 +60,7 @@ impl Feeds {
         opens: impl Fn(&Facts) -> bool,
     ) -> Result<Outcome, Unavailable> {
         let handle = self.known_handle(open).await?;
-        let filter = self.filter(&open.view.feed, Floor::default());
+        let filter = Filter::new(&open.view.feed, Floor::default());
         self.let_completion_fold(&filter).await;
         if let Some(opened) = self.run_from_memory(open, &filter)
             && opens(&opened.facts)

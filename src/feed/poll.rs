@@ -11,6 +11,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::body::Body;
 use super::feeds::{Answer, Feeds, Outcome, View};
+use super::filter::Filter;
 use super::follow::{Follow, Next, Step};
 use super::handle::Handle;
 use super::position::Position;
@@ -100,7 +101,7 @@ impl Feeds {
             return None;
         }
         let floor = handle.floor.map(|floor| self.floor_to_follow(floor)).unwrap_or_default();
-        let filter = self.filter(&poll.view.feed, floor);
+        let filter = Filter::new(&poll.view.feed, floor);
         let topic = self.feed.quietest(&filter);
         let waiter = self.feed.waiters.join(topic, poll.lease.clone());
         let follow = Follow::from(handle, filter, poll.after);
