@@ -44,13 +44,16 @@ pub fn middle_and_range(values: impl IntoIterator<Item = f64>, decimals: usize) 
     }
 }
 
-/// How the middle of some values compares to that of others; a dash where either is missing or zero.
+/// How values compare to others that were measured in turns with them: by turns, since a machine is as fast
+/// for both sides of one turn, and not for all turns. The middle with the least and the greatest; a dash
+/// where there are none.
 pub fn ratio(
     values: impl IntoIterator<Item = f64>,
     others: impl IntoIterator<Item = f64>,
 ) -> String {
-    let (ours, theirs) = (median(values), median(others));
-    if ours == 0.0 || theirs == 0.0 { "–".to_owned() } else { format!("{:.2}", ours / theirs) }
+    let turns = values.into_iter().zip(others);
+    let measured = turns.filter(|(ours, theirs)| *ours != 0.0 && *theirs != 0.0);
+    middle_and_range(measured.map(|(ours, theirs)| ours / theirs), 2)
 }
 
 #[cfg(test)]
@@ -72,6 +75,7 @@ mod tests {
         assert_eq!(middle_and_range([2.0], 1), "2.0");
         assert_eq!(middle_and_range([3.0, 1.0, 2.0], 0), "2 (1–3)");
         assert_eq!(ratio([3.0], [2.0]), "1.50");
+        assert_eq!(ratio([3.0, 8.0, 0.0, 5.0], [2.0, 4.0, 7.0, 5.0]), "1.50 (1.00–2.00)");
         assert_eq!(ratio([3.0], []), "–");
     }
 }

@@ -3,13 +3,17 @@
 use std::pin::pin;
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::http::Request;
+use bytes::Bytes;
 use futures_util::FutureExt as _;
+use futures_util::future::{Either, ready};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use metrics::{Counter, Gauge};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +21,8 @@ use tokio_util::task::TaskTracker;
 
 use super::heads::{HeadTimer, silence};
 use super::http2;
-use super::lasting::{Lasting, Taken};
 use super::listen::{Answers, Limits, Patience, Peer};
+use super::plain::{self, Left, is_plain};
 use super::socket::Socket;
 use super::tls::Tls;
 use crate::telemetry;
@@ -64,25 +68,53 @@ impl<A: Answers> Shared<A> {
     }
 }
 
-/// Answers the requests of a connection until the client, an error or the drain ends it, or until there is
-/// an answer that lasts, which is to be sent then.
+/// Answers the requests of a connection until the client, an error or the drain ends it.
 ///
 /// The socket is lent, since each future that it is handed down through would have room for it.
-pub async fn converse<A: Answers>(socket: &mut Socket, shared: &Arc<Shared<A>>) -> Option<Lasting> {
-    // All else is boxed, so that a connection that holds an HTTP/1.1 poll takes no memory for it.
+pub async fn converse<A: Answers>(socket: &mut Socket, shared: &Arc<Shared<A>>) {
+    // All but plain requests is boxed, so that a connection that holds one takes no memory for it.
     if let Some(tls) = &shared.tls {
-        Box::pin(converse_tls(socket, tls, shared)).await;
-        return None;
+        return Box::pin(converse_tls(socket, tls, shared)).await;
     }
-    let peer = socket.peer();
-    if Box::pin(speaks_http2(socket, shared)).await? {
-        Box::pin(http2::converse(socket, peer, shared)).await;
-        return None;
+    let mut asked = None;
+    loop {
+        match plain::converse(socket, shared, asked.take()).await {
+            Left::Over => return,
+            Left::Unread { first } => asked = Box::pin(others(socket, first, shared)).await,
+        }
+        if asked.is_none() {
+            return;
+        }
     }
-    let lasting = converse_http1(&mut *socket, peer, shared, true).await;
-    // The end of an earlier answer is lost with hyper's buffer if the socket has not taken it.
-    lasting.filter(|_| !socket.is_stalled())
 }
+
+/// Answers what is no plain request; returns when one has come, or with nothing at the end.
+async fn others<A: Answers>(
+    socket: &mut Socket,
+    first: bool,
+    shared: &Arc<Shared<A>>,
+) -> Option<Box<Request<Body>>> {
+    let peer = socket.peer();
+    // Whoever has spoken HTTP/1.1 is held to it.
+    if first && speaks_http2(socket, shared).await? {
+        http2::converse(socket, peer, shared).await;
+        return None;
+    }
+    let plain = Plain::default();
+    let unread = converse_http1(&mut *socket, peer, shared, Some(&plain)).await?;
+    socket.give_back(&unread);
+    // The end of an earlier answer is lost with hyper's buffer if the socket has not taken it.
+    plain.0.into_inner().filter(|_| !socket.is_stalled())
+}
+
+/// A plain request that hyper has read, to be answered when it has let go of the connection.
+#[derive(Debug, Default)]
+struct Plain(Mutex<Option<Box<Request<Body>>>>);
+
+/// What hyper is told, so that it lets go.
+#[derive(Debug, thiserror::Error)]
+#[error("the request is answered by other means")]
+struct TakenOver;
 
 /// With TLS the client says beforehand what it speaks.
 async fn converse_tls<A: Answers>(socket: &mut Socket, tls: &Tls, shared: &Arc<Shared<A>>) {
@@ -94,7 +126,7 @@ async fn converse_tls<A: Answers>(socket: &mut Socket, tls: &Tls, shared: &Arc<S
     let Some(stream) = stream else { return };
     match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => Box::pin(http2::converse(stream, peer, shared)).await,
-        _ => drop(converse_http1(stream, peer, shared, false).await),
+        _ => drop(converse_http1(stream, peer, shared, None).await),
     }
 }
 
@@ -107,21 +139,21 @@ async fn speaks_http2<A>(socket: &mut Socket, shared: &Shared<A>) -> Option<bool
     }
 }
 
-/// Returns as well when there is an answer that lasts, if those are taken.
+/// Returns what was read and not looked at. Plain requests are not answered but put there, if there is a
+/// place for them, and are the last that is read.
 async fn converse_http1<A: Answers>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: Arc<Peer>,
     shared: &Shared<A>,
-    takes: bool,
-) -> Option<Lasting> {
-    let taken = Taken::default();
+    plain: Option<&Plain>,
+) -> Option<Bytes> {
     let answers = service_fn(|request: Request<Incoming>| {
-        let taken = (takes && Taken::could(&request)).then_some(&taken);
-        let answer = shared.answers.answer(peer.address, request);
-        answer.map(move |answer| match taken {
-            Some(taken) => taken.take(answer),
-            None => Ok(answer),
-        })
+        if let Some(plain) = plain.filter(|_| is_plain(&request)) {
+            let request = request.map(|_| Body::empty());
+            *plain.0.lock() = Some(Box::new(request));
+            return Either::Left(ready(Err(TakenOver)));
+        }
+        Either::Right(shared.answers.answer(peer.address, request.map(Body::new)).map(Ok))
     });
     let mut connection = http1::Builder::new()
         .timer(HeadTimer { head: shared.patience.head, peer: Arc::clone(&peer) })
@@ -133,14 +165,13 @@ async fn converse_http1<A: Answers>(
     // The connection first: whoever has asked in the last moment was not silent.
     tokio::select! {
         biased;
-        _ = &mut connection => return taken.lasting(&connection.into_parts().read_buf),
+        _ = &mut connection => return Some(connection.into_parts().read_buf),
         () = silence.as_mut() => return None,
         () = shared.drain.cancelled() => std::pin::Pin::new(&mut connection).graceful_shutdown(),
     }
     tokio::select! {
         biased;
-        _ = &mut connection => {}
-        () = silence => {}
+        _ = &mut connection => Some(connection.into_parts().read_buf),
+        () = silence => None,
     }
-    taken.lasting(&connection.into_parts().read_buf)
 }

@@ -10,7 +10,6 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_LENGTH, ORIGIN};
 use axum::http::{HeaderMap, Method, Request, Response};
 use futures_util::future::{Either, ready};
-use hyper::body::Incoming;
 
 use super::error::HttpError;
 use super::listen::Answers;
@@ -43,7 +42,7 @@ impl Entrance {
         Entrance { app, routes }
     }
 
-    fn pass(&self, peer: IpAddr, request: &Request<Incoming>) -> Result<Admitted, HttpError> {
+    fn pass(&self, peer: IpAddr, request: &Request<Body>) -> Result<Admitted, HttpError> {
         let limits = &self.app.limits;
         let admitted = limits.admission.enter().ok_or(HttpError::Unavailable)?;
         measure(request)?;
@@ -61,7 +60,7 @@ impl Answers for Entrance {
     fn answer(
         &self,
         peer: IpAddr,
-        mut request: Request<Incoming>,
+        mut request: Request<Body>,
     ) -> impl Future<Output = Response<Body>> + Send + use<> {
         if is_probe(&request) {
             return Either::Right(Either::Right(Box::pin(self.routes.answer(peer, request))));

@@ -104,7 +104,7 @@ fn answer<A: Answers>(
             }
         },
     };
-    Either::Right(shared.answers.answer(peer, request).map(move |response| {
+    Either::Right(shared.answers.answer(peer, request.map(Body::new)).map(move |response| {
         let is_whole = response.body().size_hint().exact().is_some();
         Ok(if is_whole {
             response

@@ -11,7 +11,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use futures_util::FutureExt as _;
-use hyper::body::Incoming;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,7 +19,6 @@ use tower::ServiceExt as _;
 
 use super::connection::{self, Shared};
 use super::heads::Silence;
-use super::lasting::{Lasting, Sending};
 use super::socket::{Socket, Writes};
 use super::tls::Tls;
 use crate::telemetry;
@@ -51,7 +49,7 @@ pub trait Answers: Clone + Send + Sync + 'static {
     fn answer(
         &self,
         peer: IpAddr,
-        request: Request<Incoming>,
+        request: Request<Body>,
     ) -> impl Future<Output = Response<Body>> + Send + use<Self>;
 }
 
@@ -59,7 +57,7 @@ impl Answers for Router {
     fn answer(
         &self,
         _: IpAddr,
-        request: Request<Incoming>,
+        request: Request<Body>,
     ) -> impl Future<Output = Response<Body>> + Send + use<> {
         self.clone().oneshot(request).map(|Ok(response): Result<_, Infallible>| response)
     }
@@ -175,24 +173,8 @@ pub async fn serve(
 fn converse<A: Answers>(mut socket: Socket, open: Open<A>) {
     let connections = open.shared.connections.clone();
     connections.spawn(async move {
-        match connection::converse(&mut socket, &open.shared).await {
-            Some(lasting) => send(lasting, socket, open),
-            // Before the socket goes, so that a client that sees the end is counted no more.
-            None => drop(open),
-        }
-    });
-}
-
-/// Sends an answer that lasts in a task of its own, which has no room for what came before it.
-fn send<A: Answers>(lasting: Lasting, mut socket: Socket, open: Open<A>) {
-    let connections = open.shared.connections.clone();
-    let Lasting { answer, again } = lasting;
-    connections.spawn(async move {
-        let sent = Sending::new(&mut socket, *answer).await;
-        if sent && again && !open.shared.drain.is_cancelled() {
-            socket.begin_again();
-            return converse(socket, open);
-        }
+        connection::converse(&mut socket, &open.shared).await;
+        // Before the socket goes, so that a client that sees the end is counted no more.
         drop(open);
     });
 }

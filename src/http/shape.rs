@@ -70,7 +70,7 @@ impl<'a> ShapeQuery<'a> {
 
 /// The pairs of a query string. Most need no decoding, which takes longer than all else here.
 fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
-    let coded = query.bytes().any(|byte| matches!(byte, b'%' | b'+'));
+    let coded = query.contains('%') || query.contains('+');
     query.split('&').filter_map(move |pair| {
         if coded {
             return form_urlencoded::parse(pair.as_bytes()).next();

@@ -51,14 +51,10 @@ pub struct Socket {
     peer: Arc<Peer>,
     /// There is a timer only while a write waits: most sockets never need one.
     stall: Option<Stall>,
-    /// What was read to tell the protocol, and how much of it.
-    first: [u8; PREFACE.len()],
-    first_len: u8,
-    first_taken: u8,
+    /// What was read and given back, to be read again.
+    unread: Vec<u8>,
     /// Whether there is something that [`Socket::poll_gone`] left unread.
     speaks: bool,
-    /// Whether the client has spoken HTTP/1.1, which it is held to.
-    is_http1: bool,
 }
 
 #[derive(Debug)]
@@ -84,18 +80,7 @@ impl Drop for Stall {
 impl Socket {
     /// Takes over an accepted stream.
     pub fn new(stream: TcpStream, peer: Arc<Peer>, writes: Arc<Writes>) -> Socket {
-        let first = [0; PREFACE.len()];
-        Socket {
-            stream,
-            writes,
-            peer,
-            stall: None,
-            first,
-            first_len: 0,
-            first_taken: 0,
-            speaks: false,
-            is_http1: false,
-        }
+        Socket { stream, writes, peer, stall: None, unread: Vec::new(), speaks: false }
     }
 
     /// Whether a write waits for the client to take something.
@@ -108,25 +93,28 @@ impl Socket {
         Arc::clone(&self.peer)
     }
 
+    /// What was read but is to be read by somebody else, before all that follows it.
+    pub fn give_back(&mut self, read: &[u8]) {
+        self.unread.splice(..0, read.iter().copied());
+    }
+
     /// Whether the client speaks HTTP/2: reads until that is certain, at most the preface's 24 bytes,
     /// which the first reads then give out again. A client that says nothing is waited for.
     pub async fn speaks_http2(&mut self) -> io::Result<bool> {
-        if self.is_http1 {
-            return Ok(false);
-        }
         loop {
-            let len = usize::from(self.first_len);
-            if self.first[..len] != PREFACE[..len] {
+            let len = self.unread.len().min(PREFACE.len());
+            if self.unread[..len] != PREFACE[..len] {
                 return Ok(false);
             }
             if len == PREFACE.len() {
                 return Ok(true);
             }
             self.stream.readable().await?;
-            match self.stream.try_read(&mut self.first[len..]) {
+            let mut more = [0; PREFACE.len()];
+            match self.stream.try_read(&mut more[len..]) {
                 // It has said all that it will say: HTTP/1.1 judges what there is.
                 Ok(0) => return Ok(false),
-                Ok(read) => self.first_len += read as u8, // at most 24
+                Ok(read) => self.unread.extend_from_slice(&more[len..len + read]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
@@ -151,12 +139,6 @@ impl Socket {
             Poll::Ready(Ok(0)) => Poll::Ready(()),
             Poll::Pending => Poll::Pending,
         }
-    }
-
-    /// For what the client asks next, over HTTP/1.1.
-    pub fn begin_again(&mut self) {
-        (self.first_len, self.first_taken, self.speaks) = (0, 0, false);
-        self.is_http1 = true;
     }
 
     fn judge(
@@ -198,11 +180,13 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let filled = buf.filled().len();
-        let left = &this.first[usize::from(this.first_taken)..usize::from(this.first_len)];
-        let given = left.len().min(buf.remaining());
+        let given = this.unread.len().min(buf.remaining());
         if given > 0 {
-            buf.put_slice(&left[..given]);
-            this.first_taken += given as u8; // at most 24
+            buf.put_slice(&this.unread[..given]);
+            match given == this.unread.len() {
+                true => this.unread = Vec::new(),
+                false => drop(this.unread.drain(..given)),
+            }
         }
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
         if let Poll::Ready(Err(error)) = &read {
@@ -210,6 +194,7 @@ impl AsyncRead for Socket {
         }
         if buf.filled().len() > filled {
             this.peer.heard.store(true, Ordering::Relaxed);
+            this.speaks = false;
         }
         // What follows the first bytes comes with them, or hyper would make room for a second read.
         if given > 0 { Poll::Ready(Ok(())) } else { read }

@@ -11,7 +11,6 @@ use futures_util::future::OptionFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::lasting::Lasts;
 use crate::auth::Caller;
 use crate::limits::LivePlace;
 use crate::streams::{DONE, Frames, Next, Paced, Reader, ping};
@@ -104,7 +103,6 @@ pub(super) fn events(
         }
     };
     let mut response = Response::new(Body::from_stream(body));
-    response.extensions_mut().insert(Lasts);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));

@@ -104,11 +104,15 @@ impl Client {
         Client::start("electric.mjs", &[electric], &env).await
     }
 
+    /// Gives it a line. An error is that it has ended.
+    pub async fn try_tell(&mut self, order: &Value) -> std::io::Result<()> {
+        let stdin = self.process.stdin.as_mut().expect("stdin is piped");
+        stdin.write_all(format!("{order}\n").as_bytes()).await
+    }
+
     /// Gives it a line.
     pub async fn tell(&mut self, order: &Value) {
-        let stdin = self.process.stdin.as_mut().expect("stdin is piped");
-        let line = format!("{order}\n");
-        let told = stdin.write_all(line.as_bytes()).await;
+        let told = self.try_tell(order).await;
         told.unwrap_or_else(|error| panic!("{} does not listen: {error}", self.name));
     }
 

@@ -60,7 +60,10 @@ async fn session(
 
 /// Whether an order is carried out. That it is neither done nor fails is no answer: writers would hang.
 async fn done(task: &mut Client, order: Value) -> bool {
-    task.tell(&order).await;
+    // Node may have ended since the last order, by an error of its session that nobody waited for.
+    if task.try_tell(&order).await.is_err() {
+        return false;
+    }
     loop {
         match task.next(SOON).await {
             Some(said) if said["type"] == "done" => return true,

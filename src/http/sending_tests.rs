@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use futures_util::{FutureExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,7 +31,6 @@ async fn connected() -> (Socket, TcpStream) {
 fn answer(pieces: impl stream::Stream<Item = Piece> + Send + 'static) -> Response<Body> {
     let mut answer = Response::new(Body::from_stream(pieces));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    answer.extensions_mut().insert(Lasts);
     answer
 }
 
@@ -82,7 +81,7 @@ async fn the_whole_body_arrives_however_its_pieces_are_cut() {
     let pieces: Vec<Bytes> = sizes.map(|size| vec![size as u8; size].into()).collect();
     let expected = pieces.concat();
     let answer = answer(stream::iter(pieces.into_iter().map(Ok)));
-    let sending = tokio::spawn(async move { Sending::new(&mut socket, answer).await });
+    let sending = tokio::spawn(async move { Sending::new(&mut socket, answer, false).await });
     let mut read = Vec::new();
     client.read_to_end(&mut read).await.unwrap();
     let (head, chunks) = split(&read);
@@ -96,7 +95,7 @@ async fn the_whole_body_arrives_however_its_pieces_are_cut() {
 async fn a_body_that_breaks_off_is_not_ended() {
     let (mut socket, mut client) = connected().await;
     let (tell, answer) = told();
-    let sending = tokio::spawn(async move { Sending::new(&mut socket, answer).await });
+    let sending = tokio::spawn(async move { Sending::new(&mut socket, answer, false).await });
     tell.send(Ok("some".into())).unwrap();
     let mut read = read_until(&mut client, b"some\r\n").await;
     tell.send(Ok("more".into())).unwrap();
@@ -110,7 +109,7 @@ async fn a_body_that_breaks_off_is_not_ended() {
 async fn it_ends_when_its_client_leaves() {
     let (mut socket, mut client) = connected().await;
     let (tell, answer) = told();
-    let sending = tokio::spawn(async move { Sending::new(&mut socket, answer).await });
+    let sending = tokio::spawn(async move { Sending::new(&mut socket, answer, false).await });
     tell.send(Ok("some".into())).unwrap();
     read_until(&mut client, b"some\r\n").await;
     drop(client);
@@ -124,21 +123,20 @@ async fn what_a_client_sends_meanwhile_is_left_for_what_comes_after_it() {
     let (tell, answer) = told();
     tell.send(Ok("some".into())).unwrap();
     let sending = tokio::spawn(async move {
-        let sent = Sending::new(&mut socket, answer).await;
-        socket.begin_again();
+        let sent = Sending::new(&mut socket, answer, false).await;
         (sent, socket)
     });
     read_until(&mut client, b"some\r\n").await;
-    client.write_all(b"PRI, or not").await.unwrap();
+    client.write_all(b"What is it?").await.unwrap();
     tell.send(Ok("more".into())).unwrap();
     read_until(&mut client, b"more\r\n").await;
     drop(tell);
     assert_eq!(read_until(&mut client, b"0\r\n\r\n").await, b"0\r\n\r\n");
     let (sent, mut socket) = sending.await.unwrap();
-    assert!(sent && !socket.speaks_http2().await.unwrap());
+    assert!(sent);
     let mut left = [0; 11];
     socket.read_exact(&mut left).await.unwrap();
-    assert_eq!(&left, b"PRI, or not");
+    assert_eq!(&left, b"What is it?");
 }
 
 #[tokio::test]
@@ -146,7 +144,7 @@ async fn little_is_kept_for_a_client_that_takes_nothing() {
     let (mut socket, _client) = connected().await;
     let piece = Bytes::from_static(&[b'x'; 10_000]);
     let endless = stream::repeat_with(move || Ok(piece.clone()));
-    let mut sending = Sending::new(&mut socket, answer(endless));
+    let mut sending = Sending::new(&mut socket, answer(endless), false);
     // Each time it is asked anew it would be given more otherwise.
     for _ in 0..10_000 {
         assert!((&mut sending).now_or_never().is_none());
@@ -160,7 +158,7 @@ async fn little_is_kept_for_a_client_that_takes_nothing() {
 async fn a_client_that_takes_nothing_is_cut_when_the_body_breaks_off() {
     let (mut socket, _client) = connected().await;
     let (tell, answer) = told();
-    let mut sending = Sending::new(&mut socket, answer);
+    let mut sending = Sending::new(&mut socket, answer, false);
     let mut full = 0;
     while full < 1_000 {
         assert!((&mut sending).now_or_never().is_none());
@@ -174,29 +172,22 @@ async fn a_client_that_takes_nothing_is_cut_when_the_body_breaks_off() {
     assert!(!sending.await);
 }
 
-#[test]
-fn a_plain_get_could_be_answered_so() {
-    let request = |method: &str, version: Version, connection: &str, body: &'static str| {
-        let request = Request::builder().method(method).version(version);
-        request.header("connection", connection).body(Body::from(body)).unwrap()
-    };
-    let could = |request: Request<Body>| Taken::could(&request);
-    assert!(could(request("GET", Version::HTTP_11, "keep-alive", "")));
-    assert!(could(request("GET", Version::HTTP_11, "closed", "")));
-    assert!(!could(request("GET", Version::HTTP_10, "keep-alive", "")));
-    assert!(!could(request("POST", Version::HTTP_11, "keep-alive", "")));
-    assert!(!could(request("GET", Version::HTTP_11, "keep-alive", "x")));
-    assert!(!could(request("GET", Version::HTTP_11, "keep-alive, Close", "")));
-}
-
-#[test]
-fn only_what_lasts_is_taken() {
-    let taken = Taken::default();
-    assert!(taken.take(Response::new(Body::empty())).is_ok());
-    assert!(taken.lasting(b"").is_none());
-    for (unread, again) in [(&b""[..], true), (b"GET /", false)] {
-        let taken = Taken::default();
-        assert!(taken.take(answer(stream::empty())).is_err());
-        assert_eq!(taken.lasting(unread).map(|lasting| lasting.again), Some(again));
+#[tokio::test]
+async fn a_body_whose_length_is_known_is_sent_as_it_is() {
+    for (closes, mark) in [(false, ""), (true, "connection: close\r\n")] {
+        let (mut socket, mut client) = connected().await;
+        let whole = Bytes::from(vec![b'x'; 3_000_000]);
+        let answer = Response::new(Body::from(whole.clone()));
+        let sending = tokio::spawn(async move {
+            let sent = Sending::new(&mut socket, answer, closes).await;
+            (sent, socket.poll_gone(&mut Context::from_waker(std::task::Waker::noop())).is_ready())
+        });
+        let mut read = Vec::new();
+        client.read_to_end(&mut read).await.unwrap();
+        let (head, body) = split(&read);
+        let start = format!("HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n{mark}date: ");
+        assert!(head.starts_with(&start), "{head}");
+        assert!(body == whole);
+        assert_eq!(sending.await.unwrap(), (true, false), "the client is there");
     }
 }

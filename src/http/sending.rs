@@ -1,18 +1,17 @@
-//! Answers of events that last, sent over HTTP/1.1 without hyper, which keeps a buffer for what it reads
-//! and one for what it writes on each connection: four times what such a reader takes otherwise.
+//! Answers to plain requests, sent over HTTP/1.1 from where they lie: nothing of a body is copied.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::body::{Body, HttpBody};
-use axum::http::header::CONNECTION;
+use axum::body::{Body, HttpBody as _};
+use axum::http::header::CONTENT_LENGTH;
 use axum::http::response::Parts;
-use axum::http::{HeaderValue, Method, Request, Response, Version};
+use axum::http::{Response, StatusCode};
 use bytes::{Buf as _, Bytes};
-use parking_lot::Mutex;
 use tokio::io::AsyncWrite as _;
 
 use super::socket::Socket;
@@ -23,59 +22,8 @@ const PIECES: usize = 16;
 const ENOUGH: usize = 32 * 1024;
 /// Beside those of the body: the head, the chunk's size and its end.
 const SLICES: usize = PIECES + 3;
-
-/// The mark, among an answer's extensions, of one that lasts. Its body must end or break off when the
-/// drain begins.
-#[derive(Clone, Copy, Debug)]
-pub struct Lasts;
-
-/// An answer that lasts, to be sent when hyper has let go of its connection.
-#[derive(Debug)]
-pub struct Lasting {
-    /// The answer.
-    pub answer: Box<Response<Body>>,
-    /// Whether the client may ask again after it.
-    pub again: bool,
-}
-
-/// Where an answer that lasts is put.
-#[derive(Debug, Default)]
-pub struct Taken(Mutex<Option<Box<Response<Body>>>>);
-
-/// What hyper is told, so that it lets go.
-#[derive(Debug, thiserror::Error)]
-#[error("the answer is sent by other means")]
-pub struct TakenOver;
-
-impl Taken {
-    /// Whether an answer to this request could be sent without hyper. Some clients take any end for a
-    /// clean one where the connection was to be closed.
-    pub fn could(request: &Request<impl HttpBody>) -> bool {
-        let plain = request.version() == Version::HTTP_11 && request.method() == Method::GET;
-        let closes = || request.headers().get_all(CONNECTION).iter().any(closes);
-        plain && request.body().is_end_stream() && !closes()
-    }
-
-    /// Takes the answer if it lasts.
-    pub fn take(&self, answer: Response<Body>) -> Result<Response<Body>, TakenOver> {
-        if answer.extensions().get::<Lasts>().is_none() {
-            return Ok(answer);
-        }
-        *self.0.lock() = Some(Box::new(answer));
-        Err(TakenOver)
-    }
-
-    /// What was taken, while this much of what the client sent has been read and not looked at.
-    pub fn lasting(&self, unread: &[u8]) -> Option<Lasting> {
-        let answer = self.0.lock().take()?;
-        Some(Lasting { answer, again: unread.is_empty() })
-    }
-}
-
-fn closes(connection: &HeaderValue) -> bool {
-    let named = connection.to_str().unwrap_or("close");
-    named.split(',').any(|option| option.trim().eq_ignore_ascii_case("close"))
-}
+/// What most heads need, in bytes.
+const HEAD: usize = 1024;
 
 /// An answer on its way. Says whether its whole body has been sent: else the body or the connection broke
 /// off, and the client must not take what it has for whole.
@@ -85,7 +33,28 @@ pub struct Sending<'a> {
     body: Body,
     /// What the socket has not taken.
     unsent: VecDeque<Bytes>,
+    framing: Framing,
     state: State,
+}
+
+/// How a client knows where an answer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    /// It has no body by its status.
+    None,
+    /// By its length in bytes.
+    Length(u64),
+    Chunked,
+}
+
+impl Framing {
+    fn of(answer: &Response<Body>) -> Framing {
+        match (answer.status(), answer.body().size_hint().exact()) {
+            (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => Framing::None,
+            (_, Some(length)) => Framing::Length(length),
+            (_, None) => Framing::Chunked,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,11 +67,15 @@ enum State {
 }
 
 impl Sending<'_> {
-    /// Of this answer to this client.
-    pub fn new(socket: &mut Socket, answer: Response<Body>) -> Sending<'_> {
+    /// Of this answer to this client, whose connection is closed after it if it `closes`. That is not said
+    /// of chunks: some clients would take a break for their end.
+    pub fn new(socket: &mut Socket, answer: Response<Body>, closes: bool) -> Sending<'_> {
+        let framing = Framing::of(&answer);
         let (parts, body) = answer.into_parts();
-        let unsent = VecDeque::from([head(&parts)]);
-        Sending { socket, body, unsent, state: State::Flows }
+        let mut unsent = VecDeque::with_capacity(4);
+        unsent.push_back(head(&parts, framing, closes && framing != Framing::Chunked));
+        let state = if framing == Framing::None { State::Ended } else { State::Flows };
+        Sending { socket, body, unsent, framing, state }
     }
 
     /// Whether what the client has not taken yet is little. The body is asked for more then, since it
@@ -112,7 +85,7 @@ impl Sending<'_> {
         self.unsent.len() < PIECES && size < ENOUGH
     }
 
-    /// Takes what the body has, as one chunk.
+    /// Takes what the body has, as one chunk if it goes in chunks.
     fn gather(&mut self, cx: &mut Context<'_>) {
         let (mut pieces, mut size) = (0, 0);
         // The chunk's size comes before it, and is known after it.
@@ -131,6 +104,9 @@ impl Sending<'_> {
                     }
                 }
             }
+        }
+        if self.framing != Framing::Chunked {
+            return;
         }
         if size > 0 {
             self.unsent.insert(line, Bytes::from(format!("{size:x}\r\n")));
@@ -174,9 +150,6 @@ impl Future for Sending<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
         let this = &mut *self;
-        if this.socket.poll_gone(cx).is_ready() {
-            return Poll::Ready(false);
-        }
         loop {
             if this.state == State::Flows && this.has_room() {
                 this.gather(cx);
@@ -184,28 +157,61 @@ impl Future for Sending<'_> {
             let waits = this.unsent.is_empty();
             match (this.flush(cx), this.state) {
                 (Poll::Ready(Err(_)), _) | (_, State::Broken) => return Poll::Ready(false),
-                (Poll::Pending, _) => return Poll::Pending,
                 (Poll::Ready(Ok(())), State::Ended) => return Poll::Ready(true),
-                (Poll::Ready(Ok(())), State::Flows) if waits => return Poll::Pending,
-                (Poll::Ready(Ok(())), State::Flows) => {}
+                (Poll::Ready(Ok(())), State::Flows) if !waits => {}
+                // What waits for body or socket ends with its client.
+                _ => return this.socket.poll_gone(cx).map(|()| false),
             }
         }
     }
 }
 
 /// The status line and headers.
-fn head(parts: &Parts) -> Bytes {
-    let mut head = format!("HTTP/1.1 {}\r\n", parts.status).into_bytes();
-    for (name, value) in &parts.headers {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            head.extend_from_slice(part);
-        }
+fn head(parts: &Parts, framing: Framing, closes: bool) -> Bytes {
+    let reason = parts.status.canonical_reason().unwrap_or_default();
+    let mut head = Vec::with_capacity(HEAD);
+    let mut put = |pieces: &[&[u8]]| pieces.iter().for_each(|piece| head.extend_from_slice(piece));
+    put(&[b"HTTP/1.1 ", parts.status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"]);
+    // The router may have said the length already.
+    for (name, value) in parts.headers.iter().filter(|(name, _)| *name != CONTENT_LENGTH) {
+        put(&[name.as_ref(), b": ", value.as_bytes(), b"\r\n"]);
     }
-    let date = httpdate::HttpDate::from(SystemTime::now());
-    head.extend(format!("transfer-encoding: chunked\r\ndate: {date}\r\n\r\n").into_bytes());
+    match framing {
+        Framing::None => {}
+        Framing::Length(length) => {
+            put(&[b"content-length: ", length.to_string().as_bytes(), b"\r\n"]);
+        }
+        Framing::Chunked => put(&[b"transfer-encoding: chunked\r\n"]),
+    }
+    if closes {
+        put(&[b"connection: close\r\n"]);
+    }
+    DATE.with_borrow_mut(|date| put(&[b"date: ", date.now().as_bytes(), b"\r\n\r\n"]));
     head.into()
 }
 
+thread_local! {
+    static DATE: RefCell<Date> = RefCell::default();
+}
+
+/// The date in words, which are found once a second.
+#[derive(Default)]
+struct Date {
+    second: u64,
+    words: String,
+}
+
+impl Date {
+    fn now(&mut self) -> &str {
+        let now = SystemTime::now();
+        let second = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if second != self.second || self.words.is_empty() {
+            *self = Date { second, words: httpdate::HttpDate::from(now).to_string() };
+        }
+        &self.words
+    }
+}
+
 #[cfg(test)]
-#[path = "lasting_tests.rs"]
+#[path = "sending_tests.rs"]
 mod tests;
