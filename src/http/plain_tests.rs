@@ -133,7 +133,7 @@ async fn server() -> Server {
         .with_state(Arc::clone(&held));
     let listener = listen::bind((Ipv4Addr::LOCALHOST, 0).into(), SOON).unwrap();
     let address = listener.local_addr().unwrap();
-    let patience = Patience { write: SOON, head: SOON, idle: SOON };
+    let patience = Patience { write: SOON, head: SOON, idle: 10 * SOON };
     let limits = Limits { places: Arc::new(Semaphore::new(100)), patience };
     let drain = CancellationToken::new();
     let served = listen::serve("test", listener, routes, None, limits, drain.clone());
@@ -241,7 +241,10 @@ async fn a_drain_ends_who_waits_for_nothing_and_lets_others_have_their_answer() 
     used.write_all(b"GET /whole?used HTTP/1.1\r\n\r\n").await.unwrap();
     read_to(&mut used, "\r\n\r\nused").await;
     let mut held = TcpStream::connect(server.address).await.unwrap();
-    held.write_all(b"GET /whole?first HTTP/1.1\r\n\r\nGET /held HTTP/1.1\r\n\r\n").await.unwrap();
+    // Nothing is answered after what is said to be the last.
+    let asked = ["/whole?first", "/held", "/whole?late"];
+    let asked = asked.map(|path| format!("GET {path} HTTP/1.1\r\n\r\n"));
+    held.write_all(asked.concat().as_bytes()).await.unwrap();
     read_to(&mut held, "\r\n\r\nfirst").await;
     server.drain.cancel();
     assert_eq!(read_all(&mut idle).await + &read_all(&mut used).await, "");
