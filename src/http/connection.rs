@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use axum::http::Request;
@@ -103,8 +104,7 @@ async fn others<A: Answers>(
     let plain = Plain::default();
     let unread = converse_http1(&mut *socket, peer, shared, Some(&plain)).await?;
     socket.give_back(&unread);
-    // The end of an earlier answer is lost with hyper's buffer if the socket has not taken it.
-    plain.0.into_inner().filter(|_| !socket.is_stalled())
+    plain.0.into_inner()
 }
 
 /// A plain request that hyper has read, to be answered when it has let go of the connection.
@@ -148,7 +148,9 @@ async fn converse_http1<A: Answers>(
     plain: Option<&Plain>,
 ) -> Option<Bytes> {
     let answers = service_fn(|request: Request<Incoming>| {
-        if let Some(plain) = plain.filter(|_| is_plain(&request)) {
+        // What the socket has not taken of an earlier answer would be lost with hyper's buffer.
+        let stalled = peer.stalled.load(Ordering::Relaxed);
+        if let Some(plain) = plain.filter(|_| !stalled && is_plain(&request)) {
             let request = request.map(|_| Body::empty());
             *plain.0.lock() = Some(Box::new(request));
             return Either::Left(ready(Err(TakenOver)));

@@ -39,8 +39,18 @@ pub struct Peer {
     pub address: IpAddr,
     /// Set by the socket whenever something was read; see [`super::heads::HeadTimer`].
     pub heard: AtomicBool,
+    /// Whether something that was written waits for the client to take it.
+    pub stalled: AtomicBool,
     /// For how long it may go on saying nothing.
     pub silence: Silence,
+}
+
+impl Peer {
+    /// Of whom nothing has been heard yet.
+    pub fn new(address: IpAddr) -> Peer {
+        let (heard, stalled) = (AtomicBool::new(false), AtomicBool::new(false));
+        Peer { address, heard, stalled, silence: Silence::default() }
+    }
 }
 
 /// What answers the requests of a listener.
@@ -156,12 +166,8 @@ pub async fn serve(
         };
         // Without it a small answer may wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
-        let peer = Peer {
-            address: address.ip(),
-            heard: AtomicBool::new(false),
-            silence: Silence::default(),
-        };
-        let socket = Socket::new(stream, Arc::new(peer), Arc::clone(&writes));
+        let peer = Arc::new(Peer::new(address.ip()));
+        let socket = Socket::new(stream, peer, Arc::clone(&writes));
         converse(socket, Open::begin(&shared, place));
     }
     drop(listener);

@@ -146,12 +146,16 @@ async fn read_all(client: &mut TcpStream) -> String {
     read
 }
 
-/// Reads until it has this.
+/// Reads until this is the last that it has.
 async fn read_to(client: &mut TcpStream, end: &str) -> String {
     let mut read = Vec::new();
-    while !String::from_utf8_lossy(&read).contains(end) {
-        assert_ne!(client.read_buf(&mut read).await.unwrap(), 0, "no {end}");
-    }
+    let reading = async {
+        while !read.ends_with(end.as_bytes()) {
+            assert_ne!(client.read_buf(&mut read).await.unwrap(), 0, "no {end}");
+        }
+    };
+    let in_time = tokio::time::timeout(SOON, reading).await.is_ok();
+    assert!(in_time, "no {end} in {} bytes", read.len());
     String::from_utf8(read).unwrap()
 }
 
@@ -253,4 +257,14 @@ async fn a_drain_ends_who_waits_for_nothing_and_lets_others_have_their_answer() 
     let answer = undated(&read_all(&mut held).await);
     assert_eq!(answer, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     tokio::time::timeout(SOON, &mut server.served).await.expect("its end").unwrap();
+}
+
+#[tokio::test]
+async fn who_has_spoken_http_1_is_held_to_it() {
+    let server = server().await;
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    client.write_all(b"GET /whole?1 HTTP/1.1\r\n\r\n").await.unwrap();
+    read_to(&mut client, "\r\n\r\n1").await;
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    assert_eq!(undated(&read_all(&mut client).await), "");
 }

@@ -2,7 +2,6 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
@@ -12,7 +11,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::http::heads::Silence;
 use crate::http::listen::Peer;
 use crate::http::socket::Writes;
 
@@ -22,8 +20,7 @@ async fn connected() -> (Socket, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-    let (address, heard) = (address.ip(), AtomicBool::new(false));
-    let peer = Peer { address, heard, silence: Silence::default() };
+    let peer = Peer::new(address.ip());
     let writes = Writes::new("test", Duration::from_secs(60));
     (Socket::new(accepted.unwrap().0, Arc::new(peer), Arc::new(writes)), client.unwrap())
 }

@@ -61,19 +61,22 @@ pub struct Socket {
 struct Stall {
     limit: Pin<Box<Sleep>>,
     stalled: Gauge,
+    peer: Arc<Peer>,
 }
 
 impl Stall {
-    fn begin(writes: &Writes) -> Stall {
+    fn begin(writes: &Writes, peer: &Arc<Peer>) -> Stall {
         writes.stalled.increment(1.0);
+        peer.stalled.store(true, Ordering::Relaxed);
         let limit = Box::pin(tokio::time::sleep(writes.write));
-        Stall { limit, stalled: writes.stalled.clone() }
+        Stall { limit, stalled: writes.stalled.clone(), peer: Arc::clone(peer) }
     }
 }
 
 impl Drop for Stall {
     fn drop(&mut self) {
         self.stalled.decrement(1.0);
+        self.peer.stalled.store(false, Ordering::Relaxed);
     }
 }
 
@@ -81,11 +84,6 @@ impl Socket {
     /// Takes over an accepted stream.
     pub fn new(stream: TcpStream, peer: Arc<Peer>, writes: Arc<Writes>) -> Socket {
         Socket { stream, writes, peer, stall: None, unread: Vec::new(), speaks: false }
-    }
-
-    /// Whether a write waits for the client to take something.
-    pub fn is_stalled(&self) -> bool {
-        self.stall.is_some()
     }
 
     /// Who is at the other end.
@@ -153,7 +151,7 @@ impl Socket {
             }
             return written;
         };
-        let stall = self.stall.get_or_insert_with(|| Stall::begin(&self.writes));
+        let stall = self.stall.get_or_insert_with(|| Stall::begin(&self.writes, &self.peer));
         if stall.limit.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
