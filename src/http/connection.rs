@@ -101,15 +101,15 @@ async fn others<A: Answers>(
         http2::converse(socket, peer, shared).await;
         return None;
     }
-    let plain = Plain::default();
-    let unread = converse_http1(&mut *socket, peer, shared, Some(&plain)).await?;
+    let handed = HandedBack::default();
+    let unread = converse_http1(&mut *socket, peer, shared, Some(&handed)).await?;
     socket.give_back(&unread);
-    plain.0.into_inner()
+    handed.0.into_inner()
 }
 
 /// A plain request that hyper has read, to be answered when it has let go of the connection.
 #[derive(Debug, Default)]
-struct Plain(Mutex<Option<Box<Request<Body>>>>);
+struct HandedBack(Mutex<Option<Box<Request<Body>>>>);
 
 /// What hyper is told, so that it lets go.
 #[derive(Debug, thiserror::Error)]
@@ -130,11 +130,11 @@ async fn converse_tls<A: Answers>(socket: &mut Socket, tls: &Tls, shared: &Arc<S
     }
 }
 
-/// `None` if the client goes away, says nothing for too long, or the drain begins.
+/// Of a client that has begun to speak; `None` if it goes away, goes on too late, or the drain begins.
 async fn speaks_http2<A>(socket: &mut Socket, shared: &Shared<A>) -> Option<bool> {
-    let idle = shared.patience.idle;
+    let head = shared.patience.head;
     tokio::select! {
-        first = tokio::time::timeout(idle, socket.speaks_http2()) => first.ok()?.ok(),
+        first = tokio::time::timeout(head, socket.speaks_http2()) => first.ok()?.ok(),
         () = shared.drain.cancelled() => None,
     }
 }
@@ -145,14 +145,14 @@ async fn converse_http1<A: Answers>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: Arc<Peer>,
     shared: &Shared<A>,
-    plain: Option<&Plain>,
+    handed: Option<&HandedBack>,
 ) -> Option<Bytes> {
     let answers = service_fn(|request: Request<Incoming>| {
         // What the socket has not taken of an earlier answer would be lost with hyper's buffer.
         let stalled = peer.stalled.load(Ordering::Relaxed);
-        if let Some(plain) = plain.filter(|_| !stalled && is_plain(&request)) {
+        if let Some(handed) = handed.filter(|_| !stalled && is_plain(&request)) {
             let request = request.map(|_| Body::empty());
-            *plain.0.lock() = Some(Box::new(request));
+            *handed.0.lock() = Some(Box::new(request));
             return Either::Left(ready(Err(TakenOver)));
         }
         Either::Right(shared.answers.answer(peer.address, request.map(Body::new)).map(Ok))

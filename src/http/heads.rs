@@ -14,7 +14,7 @@ use super::listen::{Patience, Peer};
 /// wait that hyper has in mind is for silence; once the client has begun to speak, `head` counts.
 ///
 /// Most requests come whole, so there is a real timer only for one that does not. Silence is noted, and
-/// looked after by [`silence`], with one timer for all requests of a connection.
+/// looked after by [`silence`], with one timer for all requests that hyper waits for.
 #[derive(Clone, Debug)]
 pub struct HeadTimer {
     /// For how long the rest of a head may take.

@@ -41,7 +41,7 @@ pub struct Peer {
     pub heard: AtomicBool,
     /// Whether something that was written waits for the client to take it.
     pub stalled: AtomicBool,
-    /// For how long it may go on saying nothing.
+    /// For how long it may go on saying nothing to hyper.
     pub silence: Silence,
 }
 

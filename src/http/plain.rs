@@ -60,6 +60,8 @@ pub async fn converse<A: Answers>(
         drained,
         is_watched: false,
     };
+    // Takes the box, which would last as long as the answer else.
+    let begin = |request: Box<Request<Body>>| shared.answers.answer(address, *request);
     loop {
         let request = match asked.take() {
             Some(request) => request,
@@ -71,12 +73,13 @@ pub async fn converse<A: Answers>(
         };
         (first, wait.until) = (false, None);
         let answer = {
-            let mut answer = pin!(shared.answers.answer(address, *request));
+            let mut answer = pin!(begin(request));
             poll_fn(|cx| attend(socket, answer.as_mut(), cx)).await
         };
         let Some(answer) = answer else { return Left::Over };
-        let sent = Sending::new(socket, answer, shared.drain.is_cancelled()).await;
-        if !sent || shared.drain.is_cancelled() {
+        let closes = shared.drain.is_cancelled();
+        let sent = Sending::new(socket, answer, closes).await;
+        if !sent || closes {
             return Left::Over;
         }
     }
@@ -172,8 +175,8 @@ pub fn is_plain<B: HttpBody>(request: &Request<B>) -> bool {
 
 /// The wait for a request, for as long as a client may be silent.
 ///
-/// What can end it is looked at as seldom as possible: timer and drain are watched from the first wait on,
-/// and wake the task by themselves.
+/// What can end it is looked at as seldom as possible: timer and drain are watched from the first wait on, and
+/// wake the task by themselves. So they are to be polled by one task, and not by way of wakers of its own.
 struct Wait<'a, 'd> {
     idle: Duration,
     drain: &'d CancellationToken,

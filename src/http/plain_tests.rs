@@ -238,6 +238,18 @@ async fn what_waits_ends_with_its_client() {
 }
 
 #[tokio::test]
+async fn who_asks_twice_and_says_that_it_has_no_more_is_answered_twice() {
+    let server = server().await;
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    let asked = b"GET /held HTTP/1.1\r\n\r\nGET /whole?next HTTP/1.1\r\n\r\n";
+    client.write_all(asked).await.unwrap();
+    client.shutdown().await.unwrap();
+    server.held.notify_one();
+    let answers = read_all(&mut client).await;
+    assert!(answers.matches("HTTP/1.1 200 OK").count() == 2 && answers.ends_with("next"));
+}
+
+#[tokio::test]
 async fn a_drain_ends_who_waits_for_nothing_and_lets_others_have_their_answer() {
     let mut server = server().await;
     let mut idle = TcpStream::connect(server.address).await.unwrap();

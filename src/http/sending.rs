@@ -42,7 +42,7 @@ pub struct Sending<'a> {
 enum Framing {
     /// It has no body by its status.
     None,
-    /// By its length in bytes.
+    /// By its length in bytes, of which so many are to come.
     Length(u64),
     Chunked,
 }
@@ -93,11 +93,22 @@ impl Sending<'_> {
         while self.state == State::Flows && pieces < PIECES && size < ENOUGH {
             match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Pending => break,
+                // Else the client would take the next answer for the rest of this one.
+                Poll::Ready(None) if matches!(self.framing, Framing::Length(1..)) => {
+                    self.state = State::Broken;
+                }
                 Poll::Ready(None) => self.state = State::Ended,
                 Poll::Ready(Some(Err(_))) => self.state = State::Broken,
                 Poll::Ready(Some(Ok(frame))) => {
                     // An empty chunk would be the end.
                     if let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) {
+                        if let Framing::Length(left) = &mut self.framing {
+                            let Some(rest) = left.checked_sub(data.len() as u64) else {
+                                self.state = State::Broken;
+                                break;
+                            };
+                            *left = rest;
+                        }
                         size += data.len();
                         pieces += 1;
                         self.unsent.push_back(data);

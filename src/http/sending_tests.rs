@@ -188,3 +188,34 @@ async fn a_body_whose_length_is_known_is_sent_as_it_is() {
         assert_eq!(sending.await.unwrap(), (true, false), "the client is there");
     }
 }
+
+/// A body that is not as long as it says.
+struct Lying(&'static str);
+
+impl axum::body::HttpBody for Lying {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, io::Error>>> {
+        let data = std::mem::take(&mut self.0);
+        let data = (!data.is_empty())
+            .then(|| hyper::body::Frame::data(Bytes::from_static(data.as_bytes())));
+        Poll::Ready(data.map(Ok))
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        hyper::body::SizeHint::with_exact(4)
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_as_long_as_was_said_breaks_off() {
+    for (text, whole) in [("four", true), ("one", false), ("seven", false), ("", false)] {
+        let (mut socket, _client) = connected().await;
+        let answer = Response::new(Body::new(Lying(text)));
+        assert_eq!(Sending::new(&mut socket, answer, false).await, whole, "{text}");
+    }
+}

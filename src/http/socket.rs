@@ -122,7 +122,7 @@ impl Socket {
     /// Ready once the client has ended its side of the connection, or that has broken. What it sends
     /// otherwise is left unread, and after that its end is not seen here.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.speaks {
+        if self.speaks || !self.unread.is_empty() {
             return Poll::Pending;
         }
         match self.stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])) {

@@ -64,6 +64,12 @@ async fn who_drips_a_head_is_cut_while_the_silent_and_the_held_stay() {
     for cut in [cut_first, cut_second] {
         assert!(cut >= Duration::from_millis(900) && cut < Duration::from_secs(5), "{cut:?}");
     }
+    // One that might go on to speak HTTP/2.
+    let (mut preface, start) = (TcpStream::connect(to).await.expect("connect"), Instant::now());
+    preface.write_all(b"PRI").await.expect("begin");
+    end(&mut preface).await;
+    let cut = start.elapsed();
+    assert!(cut >= Duration::from_millis(900) && cut < Duration::from_secs(5), "{cut:?}");
     assert_eq!(node.metric("runwire_holds").await, 1.0, "what is held is not slow");
 
     // Who says nothing has longer.
