@@ -113,23 +113,32 @@ fn only_a_whole_request_that_has_no_body_and_wants_nothing_of_its_connection_is_
     assert!(!lines.iter().any(|line| plain(line, "")));
 }
 
+/// The word, and places for those who wait for it.
+type Held = Arc<(Notify, Semaphore)>;
+const PLACES: usize = 10;
+
+async fn hold(State(held): State<Held>) {
+    let _place = held.1.acquire().await;
+    held.0.notified().await;
+}
+
 /// A server whose `/held` waits for a word, and the end of whose serving can be waited for.
 struct Server {
     address: SocketAddr,
-    held: Arc<Notify>,
+    held: Held,
     drain: CancellationToken,
     served: tokio::task::JoinHandle<()>,
 }
 
 async fn server() -> Server {
-    let held = Arc::new(Notify::new());
+    let held = Arc::new((Notify::new(), Semaphore::new(PLACES)));
     let pieces = || Body::from_stream(stream::iter(["a", "", "bc"].map(Ok::<_, Infallible>)));
     let routes = Router::new()
         .route("/whole", get(async |uri: Uri| uri.query().unwrap_or_default().to_owned()))
         .route("/pieces", get(async move || pieces()))
         .route("/none", get(async || axum::http::StatusCode::NO_CONTENT))
         .route("/body", post(async |body: String| body))
-        .route("/held", get(async |State(held): State<Arc<Notify>>| held.notified().await))
+        .route("/held", get(hold))
         .with_state(Arc::clone(&held));
     let listener = listen::bind((Ipv4Addr::LOCALHOST, 0).into(), SOON).unwrap();
     let address = listener.local_addr().unwrap();
@@ -138,6 +147,15 @@ async fn server() -> Server {
     let drain = CancellationToken::new();
     let served = listen::serve("test", listener, routes, None, limits, drain.clone());
     Server { address, held, drain, served: tokio::spawn(served) }
+}
+
+impl Server {
+    /// Waits until it holds so many.
+    async fn holds(&self, number: usize) {
+        while PLACES - self.held.1.available_permits() != number {
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 async fn read_all(client: &mut TcpStream) -> String {
@@ -226,15 +244,10 @@ async fn what_waits_ends_with_its_client() {
     let server = server().await;
     let mut client = TcpStream::connect(server.address).await.unwrap();
     client.write_all(b"GET /held HTTP/1.1\r\n\r\n").await.unwrap();
-    // The state is the route's and one for each that is at work, and this one's.
-    let at_work = || Arc::strong_count(&server.held);
-    let quiet = at_work();
-    while at_work() == quiet {
-        tokio::task::yield_now().await;
-    }
+    server.holds(1).await;
     client.shutdown().await.unwrap();
     assert_eq!(read_all(&mut client).await, "");
-    assert!(at_work() <= quiet);
+    server.holds(0).await;
 }
 
 #[tokio::test]
@@ -244,7 +257,12 @@ async fn who_asks_twice_and_says_that_it_has_no_more_is_answered_twice() {
     let asked = b"GET /held HTTP/1.1\r\n\r\nGET /whole?next HTTP/1.1\r\n\r\n";
     client.write_all(asked).await.unwrap();
     client.shutdown().await.unwrap();
-    server.held.notify_one();
+    server.holds(1).await;
+    // By when another has been answered, its end has been noticed.
+    let mut other = TcpStream::connect(server.address).await.unwrap();
+    other.write_all(b"GET /whole?other HTTP/1.1\r\n\r\n").await.unwrap();
+    read_to(&mut other, "\r\n\r\nother").await;
+    server.held.0.notify_one();
     let answers = read_all(&mut client).await;
     assert!(answers.matches("HTTP/1.1 200 OK").count() == 2 && answers.ends_with("next"));
 }
@@ -265,7 +283,7 @@ async fn a_drain_ends_who_waits_for_nothing_and_lets_others_have_their_answer() 
     server.drain.cancel();
     assert_eq!(read_all(&mut idle).await + &read_all(&mut used).await, "");
     assert!(!server.served.is_finished());
-    server.held.notify_one();
+    server.held.0.notify_one();
     let answer = undated(&read_all(&mut held).await);
     assert_eq!(answer, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     tokio::time::timeout(SOON, &mut server.served).await.expect("its end").unwrap();
