@@ -221,7 +221,12 @@ impl Feeds {
         let mut handle = Handle::issue(epoch, digest, head);
         // Who has got a part of a list has seen what it was read from.
         let part = |known: &Handle| after.is_part().then(|| Position::before(known.start));
-        let seen = known.as_ref().map(|known| part(known).unwrap_or(after));
+        // Rows of a query show more than the offset that they came with.
+        let shown =
+            |known: &Handle| known.horizon.as_ref().map(|shown| Position::before(shown.lsn));
+        let seen = known
+            .as_ref()
+            .map(|known| part(known).unwrap_or(after).max(shown(known).unwrap_or_default()));
         handle.not_before = Some(seen.unwrap_or_default());
         handle.whole = after.is_part();
         handle.floor = known.filter(|known| known.feed == digest).and_then(|known| known.floor);

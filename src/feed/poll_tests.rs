@@ -143,6 +143,19 @@ async fn a_horizon_is_void_once_the_server_may_have_crashed_also_while_the_poll_
     assert!(matches!(outcome, Outcome::MustRefetch(_)), "{outcome:?}");
 }
 
+#[tokio::test]
+async fn who_is_sent_away_starts_behind_neither_its_offset_nor_the_row_that_a_query_showed_it() {
+    let (_, runs) = feeds();
+    for (log_end, least) in [(2_000, 2_000), (20, 50)] {
+        let horizon = Horizon { snapshot: "7:9:".parse().unwrap(), lsn: Lsn(log_end) };
+        let poll = poll(Some(horizon), Duration::ZERO);
+        let outcome = runs.refetch(&poll.view, &poll.handle, poll.after);
+        let Outcome::MustRefetch(handle) = outcome else { panic!("{outcome:?}") };
+        let handle = Handle::decode(&handle).unwrap();
+        assert_eq!(handle.not_before, Some(Position::before(Lsn(least))));
+    }
+}
+
 /// The number `n` of the transactions: this run with these tags, or without a word about them.
 fn tagged(n: u32, run: u32, tags: Option<&str>, metadata: &str) -> Event {
     let (id, friendly_id) = (format!("id{run}"), format!("run_{run}"));
